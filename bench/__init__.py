@@ -1,0 +1,1 @@
+"""Benchmarks of fastdiff; the entry is run.py beside this file."""

@@ -1,0 +1,224 @@
+"""`bench/run.py kernels`: arguments, the runs, and what is made of their records."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from bench.kernels import OPS, plots
+from bench.kernels.case import DIRECTIONS, DTYPES, LAYOUTS, Case
+from bench.kernels.measure import BASELINES
+from bench.kernels.summary import summarize
+from bench.kernels.tables import run_table, summary_tables, threads_text
+from bench.kernels.worker import Job, run_job
+from bench.report import page
+from bench.timing import Budget
+from fastdiff._files import atomic_write
+
+HELP = "fused kernels against eager PyTorch, torch.compile and a plain copy"
+SCHEMA = "fastdiff.bench.kernels/1"
+FULL = Budget(seconds=1.5, min_repetitions=7, max_repetitions=200)
+QUICK = Budget(seconds=0.2, min_repetitions=3, max_repetitions=50)
+_BUSY_LOAD = 0.7
+_INTRODUCTION = (
+    "Times are medians in milliseconds, all contenders taking turns in one process. U is one pass over the activation; "
+    "the copy is 2U. The floor of a pass is what a kernel must move that keeps nothing in the cache: 3U forward, "
+    "5U backward; on a CPU at the pace of the copy, on a GPU at the bandwidth of its memory. "
+    "The ratio is the better of the baselines over fastdiff. Warm: the same call ran just before. "
+    "Cold: a buffer larger than the last-level cache was walked in between."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=_thread_counts, default=(1,), metavar="N[,M...]", help="default: 1")
+    parser.add_argument("--op", type=_one_of(OPS), default=tuple(OPS), metavar="NAME[,...]", help=_allowed(OPS))
+    parser.add_argument(
+        "--dtype", type=_one_of(DTYPES), default=("fp32", "bf16"), metavar="DTYPE[,...]", help=_allowed(DTYPES)
+    )
+    parser.add_argument(
+        "--layout", type=_one_of(LAYOUTS), default=tuple(LAYOUTS), metavar="LAYOUT[,...]", help=_allowed(LAYOUTS)
+    )
+    parser.add_argument(
+        "--direction", type=_one_of(DIRECTIONS), default=DIRECTIONS, metavar="PASS[,...]", help=_allowed(DIRECTIONS)
+    )
+    parser.add_argument(
+        "--shape", type=_shapes, metavar="SHAPE[,...]", help="a class of shapes (unet, vae) or NxCxHxW; default: all"
+    )
+    parser.add_argument(
+        "--baselines", type=_one_of(BASELINES), default=BASELINES, metavar="NAME[,...]", help=_allowed(BASELINES)
+    )
+    parser.add_argument(
+        "--allocator",
+        choices=("tuned", "default", "both"),
+        help="setting of glibc's malloc, on a CPU (see fastdiff.tune_allocator); default: both",
+    )
+    parser.add_argument("--quick", action="store_true", help="few repetitions: a first look, not a result")
+    parser.add_argument("--json", type=_writable, metavar="FILE", help="write everything measured")
+    parser.add_argument("--report", type=_writable, metavar="FILE.html", help="write tables and plots as one HTML file")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, print and write. Raises ValueError for arguments that do not go together, and WorkerFailed."""
+    cases = select_cases(arguments)
+    allocators = _allocators(arguments)
+    budget = QUICK if arguments.quick else FULL
+    jobs = [
+        Job(cases, arguments.baselines, budget, arguments.device, threads, allocator)
+        for allocator in allocators
+        for threads in arguments.threads
+    ]
+    runs = _measure(jobs)
+    summary = summarize(runs)
+    tables = summary_tables(summary)
+    for table in tables:
+        print(f"\n{table.text()}")
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    if arguments.json:
+        content = {
+            "schema": SCHEMA,
+            "created": created,
+            "command": sys.argv,
+            "quick": arguments.quick,
+            "runs": runs,
+            "summary": summary,
+        }
+        atomic_write(arguments.json, (json.dumps(content, indent=1) + "\n").encode())
+        print(f"\nwrote {arguments.json}")
+    if arguments.report:
+        atomic_write(arguments.report, _html(runs, tables, created).encode())
+        print(f"wrote {arguments.report}" + ("" if plots.available() else " (no plots: matplotlib is not installed)"))
+
+
+def select_cases(arguments: argparse.Namespace) -> tuple[Case, ...]:
+    """The cases that the arguments ask for. Raises ValueError when an op cannot take a shape."""
+    cases = []
+    for name in arguments.op:
+        op = OPS[name]
+        shapes = [shape for known in op.shapes.values() for shape in known]
+        if arguments.shape is not None:
+            wanted = [op.shapes.get(entry, ()) if isinstance(entry, str) else (entry,) for entry in arguments.shape]
+            shapes = list(dict.fromkeys(shape for group in wanted for shape in group))
+        for shape in shapes:
+            op.check_shape(shape)
+        cases += [
+            Case(name, direction, shape, op.class_of(shape), dtype, layout)
+            for direction in arguments.direction
+            for shape in shapes
+            for dtype in arguments.dtype
+            for layout in arguments.layout
+        ]
+    return tuple(cases)
+
+
+def _allocators(arguments: argparse.Namespace) -> tuple[str, ...]:
+    if arguments.device == "cuda":
+        if arguments.allocator is not None:
+            raise ValueError("--allocator is a setting of the CPU's memory; leave it out with --device cuda")
+        if not torch.cuda.is_available():
+            raise ValueError(f"--device cuda: torch {torch.__version__} sees no CUDA device")
+        return ("default",)
+    if arguments.allocator in ("tuned", "default"):
+        return (arguments.allocator,)
+    if platform.libc_ver()[0] != "glibc":
+        print("the C library is not glibc: only its default allocator is measured", file=sys.stderr)
+        return ("default",)
+    return ("tuned", "default")
+
+
+def _measure(jobs: list[Job]) -> list[dict[str, Any]]:
+    """Run the jobs one after the other, printing the table of each as soon as it is there."""
+    load = os.getloadavg()[0]
+    if load > _BUSY_LOAD:
+        print(f"the machine is busy (load average {load:.1f}): times will scatter, trust the minima", file=sys.stderr)
+    runs = []
+    with tqdm(total=sum(len(job.cases) for job in jobs), unit="case", leave=False) as progress:
+        for job in jobs:
+            progress.set_description(f"{job.allocator} allocator, {threads_text(job.threads)}")
+            stream = run_job(job)
+            environment = next(stream)
+            records = []
+            for record in stream:
+                records.append(record)
+                progress.update()
+            run = {"allocator": job.allocator, "threads": job.threads, "environment": environment, "records": records}
+            runs.append(run)
+            tqdm.write(f"\n{run_table(run).text()}")
+    return runs
+
+
+def _html(runs: list[dict[str, Any]], tables: list[Any], created: str) -> str:
+    environment = runs[0]["environment"]
+    facts = {
+        "measured": created,
+        "device": environment["device_model"],
+        "instruction set": str(environment["fastdiff"].get("cpu_isa")),
+        "torch": environment["torch"],
+        "fastdiff": environment["fastdiff"]["fastdiff"],
+        "system": f"{environment['platform']}, {environment['cores']} cores",
+        "command": " ".join(sys.argv),
+    }
+    sections = list(tables)
+    for run in runs:
+        sections += plots.run_plots(run) if plots.available() else []
+        sections.append(run_table(run))
+    return page("fastdiff: kernels", _INTRODUCTION, facts, sections)
+
+
+def _allowed(names: Any) -> str:
+    return ", ".join(names)
+
+
+def _one_of(names: Any) -> Any:
+    """An argparse type: a comma-separated list of these names."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        chosen = tuple(dict.fromkeys(text.split(",")))
+        for name in chosen:
+            if name not in names:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {_allowed(names)}")
+        return chosen
+
+    return parse
+
+
+def _thread_counts(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"must be positive integers separated by commas, got {text!r}")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+def _shapes(text: str) -> tuple[str | tuple[int, ...], ...]:
+    classes = {name for op in OPS.values() for name in op.shapes}
+    entries: list[str | tuple[int, ...]] = []
+    for part in text.split(","):
+        sizes = part.split("x")
+        if part in classes:
+            entries.append(part)
+        elif all(size.isdecimal() and int(size) > 0 for size in sizes):
+            entries.append(tuple(map(int, sizes)))
+        else:
+            raise argparse.ArgumentTypeError(f"{part!r} is neither NxCxHxW nor one of {_allowed(sorted(classes))}")
+    return tuple(entries)
+
+
+def _writable(text: str) -> Path:
+    """A path that can be written: known before the minutes of measuring, not after."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"no permission to write in {path.parent}")
+    return path

@@ -1,0 +1,116 @@
+"""One case from operands to numbers: prove every contender right, time them, relate the times to the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+import fastdiff
+from bench.device import Device
+from bench.kernels import OPS
+from bench.kernels.case import Case, Problem
+from bench.timing import Budget, Timing, interleave
+
+BASELINES = ("eager", "compile")
+CACHES = ("warm", "cold")
+
+# Largest error allowed, as a part of the largest expected value, or of 1 (the operands are of unit scale) where all the
+# expected values are smaller: a time bias that is alone in its group has no gradient at all. This refuses a wrong
+# result and no more; the tests hold the kernels to much tighter bounds.
+_ERROR_LIMITS = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
+# Gradients of per-channel operands sum a rounded value a pixel: eager PyTorch is 6e-2 off in bf16 at VAE size.
+_ERROR_FACTOR_OF_SUMS = 4
+
+
+class WrongResult(Exception):
+    """A contender computes something else than the op."""
+
+
+def measure_case(case: Case, device: Device, baselines: tuple[str, ...], budget: Budget) -> dict[str, object]:
+    """The record of one case, ready for JSON."""
+    torch._dynamo.reset()  # else the limit on recompilations of one function would silently bring eager mode back
+    with torch.set_grad_enabled(case.direction == "backward"):
+        problem = OPS[case.op].build(case, _implementations(case.op, baselines), device.name)
+        errors = check_contenders(case, problem)
+        contenders = {**problem.contenders, "copy": problem.copy}
+        prepares = {"warm": lambda call: call(), "cold": lambda _: device.flush_cache()}
+        caches = {}
+        for cache in CACHES:
+            timings = interleave(contenders, device.measure, budget, prepares[cache])
+            caches[cache] = relate(timings, problem.unit_bytes, problem.floor_units, device.peak_gb_per_s)
+    return {
+        "op": case.op,
+        "direction": case.direction,
+        "shape": list(case.shape),
+        "shape_class": case.shape_class,
+        "dtype": case.dtype,
+        "layout": case.layout,
+        "unit_bytes": problem.unit_bytes,
+        "floor_units": problem.floor_units,
+        "errors": errors,
+        "caches": caches,
+    }
+
+
+def _implementations(op: str, baselines: tuple[str, ...]) -> dict[str, Callable[..., Tensor]]:
+    definition = getattr(fastdiff.reference, op)
+    implementations = {"fastdiff": getattr(fastdiff.ops, op)}
+    if "eager" in baselines:
+        implementations["eager"] = definition
+    if "compile" in baselines:
+        implementations["compile"] = torch.compile(definition, dynamic=False, fullgraph=True)
+    return implementations
+
+
+def check_contenders(case: Case, problem: Problem) -> dict[str, dict[str, dict[str, float]]]:
+    """Errors of every contender against float64, by contender and output. Raises WrongResult.
+
+    This is also where torch.compile compiles, outside the timing.
+    """
+    expected = problem.expected()
+    errors: dict[str, dict[str, dict[str, float]]] = {}
+    for name, contender in problem.contenders.items():
+        errors[name] = {}
+        for output, got, want in zip(problem.output_names, contender(), expected, strict=True):
+            absolute = (got.double() - want).abs().max().item()
+            relative = absolute / max(want.abs().max().item(), 1.0)
+            errors[name][output] = {"max_abs": absolute, "relative": relative}
+            is_sum = want.dim() < len(case.shape)
+            limit = _ERROR_LIMITS[case.dtype] * (_ERROR_FACTOR_OF_SUMS if is_sum else 1)
+            if not relative <= limit:  # NaN is refused too
+                raise WrongResult(
+                    f"{case}: {name} gives a wrong {output}: largest error {absolute:.3g}, "
+                    f"{relative:.3g} of the largest value; allowed is {limit:g}"
+                )
+    return errors
+
+
+def relate(
+    timings: dict[str, Timing], unit_bytes: int, floor_units: int, peak_gb_per_s: float | None
+) -> dict[str, object]:
+    """Fastdiff against the best baseline and against the floor.
+
+    The floor is `floor_units` passes over the activation: at the bandwidth of memory where the device tells it, else
+    at the pace of the copy (two passes) in the same state of the cache.
+    """
+    baselines = {name: timings[name].median_ms for name in BASELINES if name in timings}
+    best = min(baselines, key=baselines.__getitem__)
+    fastdiff_ms = timings["fastdiff"].median_ms
+    gb_per_s = floor_units * unit_bytes / fastdiff_ms / 1e6
+    pass_ms = unit_bytes / peak_gb_per_s / 1e6 if peak_gb_per_s else timings["copy"].median_ms / 2
+    return {
+        "contenders": {name: asdict(timing) for name, timing in timings.items()},
+        "best_baseline": best,
+        "ratio": baselines[best] / fastdiff_ms,
+        "ratio_of_minima": min(timings[name].min_ms for name in baselines) / timings["fastdiff"].min_ms,
+        "floor_from": "peak bandwidth" if peak_gb_per_s else "copy",
+        "floor_2u_ms": 2 * pass_ms,
+        "floor_3u_ms": 3 * pass_ms,
+        "floor_ms": floor_units * pass_ms,
+        "times_floor": fastdiff_ms / (floor_units * pass_ms),
+        "percent_of_floor": 100 * floor_units * pass_ms / fastdiff_ms,
+        "gb_per_s": gb_per_s,
+    }

@@ -1,0 +1,77 @@
+"""The plots of the kernel benchmark, as SVG text."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from bench.kernels.measure import CACHES
+from bench.kernels.tables import run_title
+
+Json = dict[str, Any]
+# Wong's palette (Nature Methods 8, 441): told apart by colour-blind readers too.
+_COLORS = {"fastdiff": "#0072B2", "eager": "#D55E00", "compile": "#E69F00", "copy": "#999999"}
+_MARKERS = {"fastdiff": "o", "eager": "s", "compile": "^", "copy": "|"}
+
+
+def available() -> bool:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def run_plots(run: Json) -> list[str]:
+    """For each direction: times of all contenders over the floor, and fastdiff's ratio, side by side."""
+    directions = dict.fromkeys(record["direction"] for record in run["records"])
+    return [_plot(run, direction) for direction in directions]
+
+
+def _plot(run: Json, direction: str) -> str:
+    from matplotlib.figure import Figure
+
+    records = [record for record in run["records"] if record["direction"] == direction]
+    labels = ["{} {dtype} {layout}".format("x".join(map(str, r["shape"])), **r) for r in records]
+    figure = Figure(figsize=(12, 1.6 + 0.32 * len(records)), layout="constrained")
+    over_floor, ratio = figure.subplots(1, 2, sharey=True)
+    _draw_over_floor(over_floor, records)
+    _draw_ratio(ratio, records)
+    over_floor.set_yticks(range(len(records)), labels)
+    over_floor.invert_yaxis()
+    figure.suptitle(f"{records[0]['op']} {direction}: {run_title(run)}")
+    return _svg(figure)
+
+
+def _draw_over_floor(axes: Any, records: list[Json]) -> None:
+    for name in records[0]["caches"]["warm"]["contenders"]:
+        results = [record["caches"]["warm"] for record in records]
+        values = [result["contenders"][name]["median_ms"] / result["floor_ms"] for result in results]
+        axes.plot(values, range(len(records)), _MARKERS[name], color=_COLORS[name], label=name, markersize=7)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"time over the {records[0]['floor_units']}U floor, warm cache (lower is better)")
+    axes.grid(axis="x", which="both", alpha=0.3)
+    axes.legend()
+
+
+def _draw_ratio(axes: Any, records: list[Json]) -> None:
+    height = 0.8 / len(CACHES)
+    for i, cache in enumerate(CACHES):
+        positions = [row + (i - 0.5) * height for row in range(len(records))]
+        values = [record["caches"][cache]["ratio"] for record in records]
+        bars = axes.barh(positions, values, height, label=f"{cache} cache", color=("#0072B2", "#56B4E9")[i])
+        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xlabel("times faster than the better baseline (higher is better)")
+    axes.legend()
+
+
+def _svg(figure: Any) -> str:
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text: small and searchable
+        figure.savefig(buffer, format="svg")
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

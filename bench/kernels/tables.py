@@ -1,0 +1,97 @@
+"""The tables of the kernel benchmark, for the screen and the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.kernels.measure import BASELINES, CACHES
+from bench.table import Table
+
+Json = dict[str, Any]
+
+
+def threads_text(threads: int) -> str:
+    return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
+def run_title(run: Json) -> str:
+    environment = run["environment"]
+    if environment["device"] == "cuda":
+        return f"{environment['device_model']}, {environment['peak_gb_per_s']:.0f} GB/s"
+    isa = environment["fastdiff"].get("cpu_isa")
+    return f"{run['allocator']} allocator, {threads_text(run['threads'])}, {environment['device_model']} ({isa})"
+
+
+def run_table(run: Json) -> Table:
+    """One line a case and cache state. Times are medians in ms."""
+    records = run["records"]
+    baselines = [name for name in BASELINES if name in records[0]["caches"]["warm"]["contenders"]]
+    contenders = ["fastdiff", *baselines, "copy"]
+    floor_headers = ["3U", "floor", "x floor", "GB/s", "% floor"]
+    headers = ["shape", "dtype", "layout", "pass", "cache", *contenders, "ratio", *floor_headers]
+    rows = [_row(record, cache, contenders) for record in records for cache in CACHES]
+    return Table(f"{records[0]['op']}: {run_title(run)}", headers, rows, text_columns=5)
+
+
+def _row(record: Json, cache: str, contenders: list[str]) -> list[str]:
+    result = record["caches"][cache]
+    times = [_milliseconds(result["contenders"][name]["median_ms"]) for name in contenders]
+    return [
+        "x".join(map(str, record["shape"])),
+        record["dtype"],
+        record["layout"],
+        record["direction"],
+        cache,
+        *times,
+        f"{result['ratio']:.2f}",
+        _milliseconds(result["floor_3u_ms"]),
+        f"{record['floor_units']}U",
+        f"{result['times_floor']:.2f}",
+        f"{result['gb_per_s']:.1f}",
+        f"{result['percent_of_floor']:.0f}",
+    ]
+
+
+def summary_tables(summary: Json) -> list[Table]:
+    tables = [_ratio_table("Fastdiff against the better of the baselines, same settings", summary["ratios"])]
+    if summary["against_default"]:
+        title = "Fastdiff with the tuned allocator against the better of the baselines with the default one"
+        tables.append(_ratio_table(title, summary["against_default"]))
+    if summary["scaling"]:
+        tables.append(_scaling_table(summary["scaling"]))
+    return tables
+
+
+def _ratio_table(title: str, entries: list[Json]) -> Table:
+    classes = list(dict.fromkeys(name for entry in entries for name in entry["minimum"]))
+    means = ["geometric mean", "by minima"]
+    headers = ["allocator", "threads", "pass", "dtype", "cache", *means, *(f"least {name}" for name in classes)]
+    rows = []
+    for entry in entries:
+        least = [f"{entry['minimum'][name]:.2f}" if name in entry["minimum"] else "-" for name in classes]
+        settings = [entry["allocator"], str(entry["threads"]), entry["direction"], entry["dtype"], entry["cache"]]
+        means = [f"{entry['geometric_mean']:.2f}", f"{entry['geometric_mean_of_minima']:.2f}"]
+        rows.append([*settings, *means, *least])
+    return Table(title, headers, rows, text_columns=5)
+
+
+def _scaling_table(entries: list[Json]) -> Table:
+    columns = [
+        ("fastdiff", "speedup"),
+        ("fastdiff", "speedup_of_minima"),
+        ("copy", "speedup"),
+        ("copy", "speedup_of_minima"),
+    ]
+    titles = ["fastdiff", "by minima", "copy", "by minima"]
+    headers = ["allocator", "threads", "shape", "dtype", "layout", "pass", "cache", *titles]
+    rows = []
+    for entry in entries:
+        fewer, more = entry["threads"]
+        case = ["x".join(map(str, entry["shape"])), entry["dtype"], entry["layout"], entry["direction"]]
+        speedups = [f"{entry[statistic][name]:.2f}" for name, statistic in columns]
+        rows.append([entry["allocator"], f"{more} over {fewer}", *case, entry["cache"], *speedups])
+    return Table("Speed-up by threads (the copy shows what memory allows)", headers, rows, text_columns=7)
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.1f}" if value >= 100 else f"{value:.3f}"

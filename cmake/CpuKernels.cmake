@@ -1,0 +1,23 @@
+# The target `fastdiff_cpu_kernels`: every kernel of csrc/cpu, compiled once for each instruction set.
+set(cpu_kernel_sources csrc/cpu/group_norm_silu.cpp csrc/cpu/group_norm_silu_backward.cpp)
+set(cpu_isas portable)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  list(APPEND cpu_isas avx2 avx512)
+endif()
+set(cpu_flags_portable "")
+set(cpu_flags_avx2 -mavx2 -mfma -mf16c)
+set(cpu_flags_avx512 ${cpu_flags_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
+
+add_library(fastdiff_cpu_kernels INTERFACE)
+foreach(isa ${cpu_isas})
+  set(target fastdiff_cpu_${isa})
+  add_library(${target} OBJECT ${cpu_kernel_sources})
+  target_include_directories(${target} PRIVATE csrc)
+  target_compile_definitions(${target} PRIVATE FASTDIFF_ISA=${isa})
+  # No -ffast-math: NaN and infinity must come out as they go in. -Wno-psabi: vectors never cross a library's edge.
+  # -Wno-uninitialized: GCC 12 flags its own AVX-512 intrinsics.
+  target_compile_options(${target} PRIVATE -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wall -Wextra
+                         -Wno-psabi -Wno-uninitialized ${cpu_flags_${isa}})
+  target_link_libraries(fastdiff_cpu_kernels INTERFACE ${target})
+  target_sources(fastdiff_cpu_kernels INTERFACE $<TARGET_OBJECTS:${target}>)
+endforeach()

@@ -1,0 +1,118 @@
+// Where a prepared call runs: on the CPU's threads, on torch's current CUDA stream, or in the emulator.
+//
+// A backend has one static function an op. `like` is a tensor of the call: it names the device to run on.
+#pragma once
+
+#include <cstddef>
+
+#include "bindings/tensors.h"
+#include "common/group_norm_silu.h"
+
+#if defined(FASTDIFF_EMULATED) || defined(FASTDIFF_WITH_CUDA)
+#include "cuda/device_limits.h"
+#include "cuda/group_norm_silu.h"
+#endif
+#if defined(FASTDIFF_EMULATED)
+#include "bindings/emulated_memory.h"
+#include "emulator/emulated_device.h"
+#else
+#include "cpu/kernels.h"
+#endif
+
+namespace fastdiff::bindings {
+
+#if !defined(FASTDIFF_EMULATED)
+
+struct CpuBackend {
+  static cpu::Threads threads() {
+    return {static_cast<int>(torch::stable::get_num_threads()),
+            [](int64_t items, void (*body)(void*, int64_t, int64_t), void* context) {
+              torch::stable::parallel_for(0, items, 1,
+                                          [&](int64_t begin, int64_t end) { body(context, begin, end); });
+            }};
+  }
+
+  static void group_norm_silu(const GroupNormSiluParams& p, const Tensor&) {
+    cpu::kernels().group_norm_silu(p, threads());
+  }
+  static void group_norm_silu_backward(const GroupNormSiluBackwardParams& p, const Tensor&) {
+    cpu::kernels().group_norm_silu_backward(p, threads());
+  }
+};
+
+#endif
+
+#if defined(FASTDIFF_EMULATED) || defined(FASTDIFF_WITH_CUDA)
+
+inline void check_launch(const char* error, const char* op) {
+  STD_TORCH_CHECK(error == nullptr, op, ": the CUDA launch failed: ", error ? error : "");
+}
+
+// Runs a CUDA op given its workspace size and its launcher. `Device` is made from a tensor of the call and provides
+// limits(), stream(), and memory(p, workspace, bytes): what the call may touch, for as long as the result lives.
+template <class Device, class Params>
+void run_cuda(const char* op, const Params& p, const Tensor& like,
+              size_t (*workspace_bytes)(const Params&, const cuda::DeviceLimits&),
+              const char* (*launch)(const Params&, const cuda::DeviceLimits&, void*, void*)) {
+  const Device device(like);
+  const cuda::DeviceLimits limits = device.limits();
+  const size_t bytes = workspace_bytes(p, limits);
+  Tensor workspace = empty({static_cast<int64_t>(bytes)}, ScalarType::Byte, like);
+  const auto memory = device.memory(p, workspace.mutable_data_ptr(), bytes);
+  check_launch(launch(p, limits, workspace.mutable_data_ptr(), device.stream()), op);
+}
+
+template <class Device>
+struct CudaLikeBackend {
+  static void group_norm_silu(const GroupNormSiluParams& p, const Tensor& like) {
+    run_cuda<Device>("group_norm_silu", p, like, &cuda::group_norm_silu_workspace_bytes, &cuda::group_norm_silu);
+  }
+  static void group_norm_silu_backward(const GroupNormSiluBackwardParams& p, const Tensor& like) {
+    run_cuda<Device>("group_norm_silu_backward", p, like, &cuda::group_norm_silu_backward_workspace_bytes,
+                     &cuda::group_norm_silu_backward);
+  }
+};
+
+#endif
+
+#if defined(FASTDIFF_WITH_CUDA)
+
+class CudaDevice {
+ public:
+  explicit CudaDevice(const Tensor& like) : index_(like.get_device_index()), guard_(index_) {}
+  cuda::DeviceLimits limits() const { return cuda::device_limits(index_); }
+  void* stream() const { return torch::stable::accelerator::getCurrentStream(index_).nativeHandle(); }
+  template <class Params>
+  std::nullptr_t memory(const Params&, const void*, size_t) const {
+    return nullptr;  // a GPU checks its own memory
+  }
+
+ private:
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+};
+
+using CudaBackend = CudaLikeBackend<CudaDevice>;
+
+#endif
+
+#if defined(FASTDIFF_EMULATED)
+
+class EmulatedDevice {
+ public:
+  explicit EmulatedDevice(const Tensor&) {}
+  cuda::DeviceLimits limits() const {
+    return {emulator::emulated_device().sm_count, emulator::emulated_device().shared_bytes_per_block};
+  }
+  void* stream() const { return nullptr; }
+  template <class Params>
+  EmulatedMemory memory(const Params& p, const void* workspace, size_t bytes) const {
+    return EmulatedMemory(p, workspace, bytes);
+  }
+};
+
+using EmulatedBackend = CudaLikeBackend<EmulatedDevice>;
+
+#endif
+
+}  // namespace fastdiff::bindings

@@ -1,0 +1,64 @@
+// Declares to the emulator exactly the memory that a call's parameters describe, so that it can report any access
+// outside, and any read of a result before it was written.
+#pragma once
+
+#include "common/group_norm_silu.h"
+#include "emulator/memory.h"
+
+namespace fastdiff::bindings {
+
+class EmulatedMemory {
+ public:
+  EmulatedMemory(const GroupNormSiluParams& p, const void* workspace, size_t workspace_bytes) {
+    declare_inputs(p);
+    write(p.y, p.batch * p.channels * p.spatial * element(p));
+    write(p.mean, p.batch * p.groups * sizeof(float));
+    write(p.rstd, p.batch * p.groups * sizeof(float));
+    write(workspace, workspace_bytes);
+  }
+
+  EmulatedMemory(const GroupNormSiluBackwardParams& b, const void* workspace, size_t workspace_bytes) {
+    const GroupNormSiluParams& p = b.forward;
+    const size_t channel_bytes = p.channels * sizeof(float);
+    declare_inputs(p);
+    read(p, b.dy);
+    read(p.mean, p.batch * p.groups * sizeof(float));
+    read(p.rstd, p.batch * p.groups * sizeof(float));
+    write(b.dx, p.batch * p.channels * p.spatial * element(p));
+    write(b.dweight, channel_bytes);
+    write(b.dbias, channel_bytes);
+    for (const float* per_sample : {b.dtime_bias, b.dscale, b.dshift}) write(per_sample, p.batch * channel_bytes);
+    write(workspace, workspace_bytes);
+  }
+
+ private:
+  static size_t element(const GroupNormSiluParams& p) { return size_of(p.dtype); }
+
+  static void read(const void* address, size_t bytes) { emulator::register_buffer(address, bytes); }
+  static void write(const void* address, size_t bytes) {
+    emulator::register_buffer(address, bytes, emulator::Contents::Uninitialised);
+  }
+
+  static void read(const GroupNormSiluParams& p, const Activation& activation) {
+    if (p.batch * p.channels * p.spatial == 0) return;
+    const int64_t rows = p.channels_last ? p.spatial : p.channels, row = p.channels_last ? p.channels : p.spatial;
+    const int64_t last = (p.batch - 1) * activation.batch_stride + (rows - 1) * activation.stride + row;
+    read(activation.data, last * element(p));
+  }
+
+  static void read(const GroupNormSiluParams& p, const ChannelVector& vector, int64_t rows) {
+    if (!vector.data || rows * p.channels == 0) return;
+    read(vector.data, ((rows - 1) * vector.batch_stride + p.channels) * size_of(vector.dtype));
+  }
+
+  static void declare_inputs(const GroupNormSiluParams& p) {
+    read(p, p.x);
+    read(p, p.weight, 1);
+    read(p, p.bias, 1);
+    for (const ChannelVector* per_sample : {&p.time_bias, &p.scale, &p.shift}) read(p, *per_sample, p.batch);
+  }
+
+  emulator::BufferScope scope_;
+};
+
+}  // namespace fastdiff::bindings

@@ -1,0 +1,193 @@
+// What the forward and backward CPU kernels of group_norm_silu share: how the activation is cut into blocks, how
+// per-channel operands are folded, and how blocks are spread over threads.
+//
+// A "unit" is what is normalised from one place: a (sample, group) when channels come first, a whole sample when they
+// come last. A unit is cut into blocks by its shape alone, and block results are merged in block order, so the bits
+// of a result depend neither on the number of threads nor on the rest of the batch.
+#pragma once
+
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <new>
+
+#include "common/group_norm_silu.h"
+#include "cpu/simd.h"
+#include "cpu/threads.h"
+
+namespace fastdiff::cpu::FASTDIFF_ISA {
+namespace {
+
+// Below this many elements, waking a thread costs more than it saves.
+constexpr int64_t kSerialElements = 32768;
+constexpr int64_t kBlockElements = 16384;          // channels first: one block, small beside any L2
+constexpr int64_t kBlockElementsPixels = 131072;   // channels last: long enough to hide the per-channel work
+
+// How far ahead a streaming loop asks for its input: the walk over channels-last pixels hides from the prefetchers.
+constexpr int64_t kPrefetchBytes = 1024;
+
+// Memory for one call. Plain malloc: nothing here may instantiate library templates (see simd.h).
+template <class Value>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) : values_(static_cast<Value*>(std::malloc(count * sizeof(Value) + 64))) {
+    if (!values_) throw std::bad_alloc();
+  }
+  ~Scratch() { std::free(values_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  operator Value*() const { return values_; }
+
+ private:
+  Value* values_;
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// An operand widened to float32, once for all blocks: one row of channels a sample, or one for all of them.
+class ChannelRows {
+ public:
+  ChannelRows(const ChannelVector& vector, int64_t batch, int64_t channels, float absent)
+      : stride_(vector.data && vector.batch_stride ? channels : 0),
+        values_((stride_ && batch ? batch : 1) * channels) {
+    if (!vector.data) {
+      for (int64_t c = 0; c < channels; c++) values_[c] = absent;
+    } else {
+      for (int64_t row = 0; row < (stride_ ? batch : 1); row++) widen(vector, row, channels);
+    }
+  }
+  const float* row(int64_t sample) const { return values_ + sample * stride_; }
+
+ private:
+  void widen(const ChannelVector& vector, int64_t row, int64_t channels) {
+    const auto copy = [&](const auto* source) {
+      for (int64_t c = 0; c < channels; c++) values_[row * channels + c] = to_float(source[c]);
+    };
+    const int64_t offset = row * vector.batch_stride;
+    switch (vector.dtype) {
+      case DType::Float32:
+        return copy(static_cast<const float*>(vector.data) + offset);
+      case DType::BFloat16:
+        return copy(static_cast<const BFloat16*>(vector.data) + offset);
+      case DType::Float16:
+        return copy(static_cast<const Float16*>(vector.data) + offset);
+    }
+  }
+
+  int64_t stride_;
+  Scratch<float> values_;
+};
+
+struct Operands {
+  explicit Operands(const GroupNormSiluParams& p)
+      : weight(p.weight, p.batch, p.channels, 1.0f),
+        bias(p.bias, p.batch, p.channels, 0.0f),
+        time_bias(p.time_bias, p.batch, p.channels, 0.0f),
+        scale(p.scale, p.batch, p.channels, 0.0f),
+        shift(p.shift, p.batch, p.channels, 0.0f) {}
+  ChannelRows weight, bias, time_bias, scale, shift;
+};
+
+// y = act((x - center) * slope + offset) for one channel of one sample.
+struct ChannelMap {
+  float center, slope, offset;
+};
+
+// narrow_bfloat16 needs NaNs whose low bits are clear; an operand may bring in any NaN.
+inline float canonical(double value) {
+  const float narrow = static_cast<float>(value);
+  return narrow == narrow ? narrow : std::numeric_limits<float>::quiet_NaN();
+}
+
+inline ChannelMap fold(const Operands& operands, int64_t sample, int64_t channel, double mean, double rstd) {
+  const double gain = 1.0 + operands.scale.row(sample)[channel];
+  const double center = mean - operands.time_bias.row(sample)[channel];
+  const double slope = rstd * operands.weight.row(sample)[channel] * gain;
+  const double offset = operands.bias.row(sample)[channel] * gain + operands.shift.row(sample)[channel];
+  // What rounding the center loses (up to half an ulp of a large mean) goes into the offset.
+  const float rounded_center = canonical(center);
+  return {rounded_center, canonical(slope), canonical(offset + (rounded_center - center) * slope)};
+}
+
+// Where channel c of a sample sits in an array that holds, pack by pack, one float a lane.
+template <class T>
+inline int64_t slot(int64_t channel) {
+  return channel / kPack * kPack + lane_of<T>(static_cast<int>(channel % kPack));
+}
+
+inline int64_t padded(int64_t channels) { return ceil_div(channels, kPack) * kPack; }
+
+// Channels first: the memory of a (sample, group) as `channels` runs of `length` elements, `stride` apart.
+struct Runs {
+  int64_t channels, length, stride;
+  int64_t elements() const { return channels * length; }
+};
+
+// Calls visit(offset in memory, elements, channel) for every piece of a channel within elements [begin, end).
+template <class Visit>
+inline void for_each_run(const Runs& runs, int64_t begin, int64_t end, const Visit& visit) {
+  while (begin < end) {
+    const int64_t channel = begin / runs.length;
+    const int64_t start = begin - channel * runs.length;
+    const int64_t count = minimum(runs.length - start, end - begin);
+    visit(channel * runs.stride + start, count, channel);
+    begin += count;
+  }
+}
+
+// Blocks of a unit: equal numbers of steps (elements, or pixels), the last one shorter.
+struct Blocks {
+  int64_t steps, length;
+  int64_t count() const { return ceil_div(steps, length); }
+  int64_t begin(int64_t block) const { return block * length; }
+  int64_t end(int64_t block) const { return minimum(steps, (block + 1) * length); }
+};
+
+inline Blocks pixel_blocks(const GroupNormSiluParams& p) {
+  return {p.spatial, maximum(8, kBlockElementsPixels / p.channels)};
+}
+
+// reduce(unit, block) for all blocks of a unit, then finish(unit), then apply(unit, block) for all its blocks. Where
+// there are units enough for all threads, a thread takes a unit through all three while it is in its cache, and
+// applies the blocks last to first, as the last ones were read last.
+template <class Reduce, class Finish, class Apply>
+inline void run_units(const Threads& threads, int64_t units, int64_t blocks, const Reduce& reduce, const Finish& finish,
+                      const Apply& apply) {
+  if (units % threads.count == 0 || units >= 4 * threads.count) {
+    parallel_for(threads, units, [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; unit++) {
+        for (int64_t block = 0; block < blocks; block++) reduce(unit, block);
+        finish(unit);
+        for (int64_t block = blocks - 1; block >= 0; block--) apply(unit, block);
+      }
+    });
+    return;
+  }
+  parallel_for(threads, units * blocks, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) reduce(i / blocks, i % blocks);
+  });
+  parallel_for(threads, units, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; unit++) finish(unit);
+  });
+  parallel_for(threads, units * blocks, [&](int64_t begin, int64_t end) {
+    for (int64_t i = end - 1; i >= begin; i--) apply(i / blocks, i % blocks);
+  });
+}
+
+// Picks the element type at run time: call(T{}).
+template <class Call>
+inline void with_element_type(DType dtype, const Call& call) {
+  switch (dtype) {
+    case DType::Float32:
+      return call(float{});
+    case DType::BFloat16:
+      return call(BFloat16{});
+    case DType::Float16:
+      return call(Float16{});
+  }
+}
+
+}  // namespace
+}  // namespace fastdiff::cpu::FASTDIFF_ISA

@@ -1,0 +1,27 @@
+// The CPU kernels as the bindings see them: one table, filled from the best instruction set this machine has.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/group_norm_silu.h"
+#include "cpu/threads.h"
+
+namespace fastdiff::cpu {
+
+struct Kernels {
+  const char* isa;
+  void (*group_norm_silu)(const GroupNormSiluParams&, const Threads&);
+  void (*group_norm_silu_backward)(const GroupNormSiluBackwardParams&, const Threads&);
+};
+
+// Chosen once, by the best instruction set or by the environment variable FASTDIFF_CPU_ISA. Throws
+// std::runtime_error when that variable names one that is unknown, not built or not supported here.
+const Kernels& kernels();
+
+// From the least to the most capable.
+std::vector<std::string> isas_built();
+std::vector<std::string> isas_supported();
+
+}  // namespace fastdiff::cpu

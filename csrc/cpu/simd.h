@@ -1,0 +1,267 @@
+// Vectors of the width of the instruction set this file is compiled for.
+//
+// Arithmetic is written once with the compiler's vector extensions (GCC, Clang); intrinsics appear only where those
+// have no word for an instruction. Everything has internal linkage: the file is compiled once per instruction set,
+// and a copy that the linker shared between them would crash older machines.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "common/half_bits.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+// GCC's inliner gives up on long vector code, and a call costs more than the arithmetic it saves.
+#define FASTDIFF_INLINE __attribute__((always_inline)) inline
+#define FASTDIFF_INLINE_LAMBDA __attribute__((always_inline))
+
+namespace fastdiff::cpu::FASTDIFF_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Float __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Int __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t UInt __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Short __attribute__((vector_size(2 * kLanes)));
+
+FASTDIFF_INLINE Float broadcast(float value) { return value - Float{}; }
+
+FASTDIFF_INLINE Float load(const float* source) {
+  Float v;
+  std::memcpy(&v, source, sizeof v);
+  return v;
+}
+
+FASTDIFF_INLINE void store(float* target, Float v) { std::memcpy(target, &v, sizeof v); }
+
+// A float64 sum for every two lanes. Float32 sums are emptied into one before they grow long enough to lose digits.
+class WideSum {
+ public:
+  FASTDIFF_INLINE void add(Float v) {
+    Half halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    low_ += __builtin_convertvector(halves[0], Double);
+    high_ += __builtin_convertvector(halves[1], Double);
+  }
+
+  double total() const {
+    const Double both = low_ + high_;
+    double lanes[kLanes / 2], result = 0;
+    std::memcpy(lanes, &both, sizeof both);
+    for (double lane : lanes) result += lane;
+    return result;
+  }
+
+ private:
+  typedef float Half __attribute__((vector_size(2 * kLanes)));
+  typedef double Double __attribute__((vector_size(4 * kLanes)));
+  Double low_ = {}, high_ = {};
+};
+
+FASTDIFF_INLINE Float clamp(Float v, float low, float high) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(low)), _mm512_set1_ps(high));
+#elif defined(__AVX2__)
+  return _mm256_min_ps(_mm256_max_ps(v, _mm256_set1_ps(low)), _mm256_set1_ps(high));
+#elif defined(__x86_64__)
+  return _mm_min_ps(_mm_max_ps(v, _mm_set1_ps(low)), _mm_set1_ps(high));
+#elif defined(__aarch64__)
+  return vminq_f32(vmaxq_f32(v, vdupq_n_f32(low)), vdupq_n_f32(high));
+#else
+  v = v < low ? broadcast(low) : v;
+  return v > high ? broadcast(high) : v;
+#endif
+}
+
+// Stores past the caches: for outputs too large to be found there again. `target` is aligned to the vector.
+template <class Vector>
+FASTDIFF_INLINE void stream(void* target, Vector v) {
+  static_assert(sizeof(Vector) == 4 * kLanes || sizeof(Vector) == 2 * kLanes, "a full or half vector");
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Vector) == 64) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(target), (__m512i)v);
+  } else {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(target), (__m256i)v);
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(Vector) == 32) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(target), (__m256i)v);
+  } else {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(target), (__m128i)v);
+  }
+#elif defined(__x86_64__)
+  if constexpr (sizeof(Vector) == 16) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(target), (__m128i)v);
+  } else {
+    std::memcpy(target, &v, sizeof v);
+  }
+#else
+  std::memcpy(target, &v, sizeof v);
+#endif
+}
+
+// Streamed stores are weakly ordered: they must be fenced before another thread may read the result.
+FASTDIFF_INLINE void finish_streaming() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+FASTDIFF_INLINE Float widen_half(Short h) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps((__m256i)h);
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps((__m128i)h);
+#elif defined(__aarch64__)
+  return vcvt_f32_f16((float16x4_t)h);
+#else
+  const UInt bits = __builtin_convertvector(h, UInt);
+  const UInt magnitude = bits & 0x7fff;
+  UInt scaled = (UInt)((Float)(magnitude << 13) * 0x1p112f);
+  const UInt special = (UInt)(magnitude >= 0x7c00);
+  scaled |= special & 0x7f800000;
+  return (Float)(scaled | ((bits & 0x8000) << 16));
+#endif
+}
+
+FASTDIFF_INLINE Short narrow_half(Float v) {
+#if defined(__AVX512F__)
+  return (Short)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__AVX2__)
+  return (Short)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+  return (Short)vcvt_f16_f32(v);
+#else
+  const UInt bits = (UInt)v;
+  const UInt sign = bits & 0x80000000;
+  const UInt magnitude = bits ^ sign;
+  // Normal results: round to nearest even at bit 13, then re-bias the exponent.
+  const UInt normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1)) >> 13;
+  // Subnormal results: adding 0.5 leaves them, rounded, in the low bits.
+  const UInt subnormal = (UInt)((Float)magnitude + 0.5f) - 0x3f000000;
+  const UInt is_nan = (UInt)(magnitude > 0x7f800000);
+  const UInt overflow = 0x7c00 | (is_nan & 0x200);
+  const UInt is_subnormal = (UInt)(magnitude < 0x38800000);
+  const UInt is_overflow = (UInt)(magnitude >= 0x47800000);
+  UInt half = (is_subnormal & subnormal) | (~is_subnormal & normal);
+  half = (is_overflow & overflow) | (~is_overflow & half);
+  return __builtin_convertvector(half | (sign >> 16), Short);
+#endif
+}
+
+// The bits of two float vectors rounded to bfloat16: `low` into the lower half of each lane, `high` into the upper.
+//
+// To nearest, ties away from zero: as near as ties to even, at a quarter of the instructions, which is a fifth of the
+// whole bfloat16 kernel. A NaN stays a NaN as long as its lower 16 bits are not all set, which holds for every NaN
+// that arithmetic on our operands makes.
+FASTDIFF_INLINE UInt narrow_bfloat16(Float low, Float high) {
+  const UInt lower = ((UInt)low + 0x8000) >> 16, upper = (UInt)high + 0x8000;
+#if defined(__AVX512F__)
+  return (UInt)_mm512_mask_blend_epi16(0xaaaaaaaa, (__m512i)lower, (__m512i)upper);
+#elif defined(__AVX2__)
+  return (UInt)_mm256_blend_epi16((__m256i)lower, (__m256i)upper, 0xaa);
+#else
+  return lower | (upper & 0xffff0000);
+#endif
+}
+
+// A pack is the unit of all loops: 2 * kLanes consecutive elements, held as two float vectors. In which lane an
+// element sits is the element type's business: `lane_of(k)` tells (lanes of the second vector count from kLanes).
+constexpr int kPack = 2 * kLanes;
+
+template <class T>
+constexpr int lane_of(int k) {
+  return k;
+}
+
+// A bfloat16 is widened without a shuffle: even elements by a shift, odd ones by a mask.
+template <>
+constexpr int lane_of<BFloat16>(int k) {
+  return (k % 2) * kLanes + k / 2;
+}
+
+struct Pack {
+  Float first, second;
+};
+
+FASTDIFF_INLINE Pack load_pack(const float* source) { return {load(source), load(source + kLanes)}; }
+
+FASTDIFF_INLINE Pack load_pack(const BFloat16* source) {
+  UInt pairs;
+  std::memcpy(&pairs, source, sizeof pairs);
+  return {(Float)(pairs << 16), (Float)(pairs & 0xffff0000u)};
+}
+
+FASTDIFF_INLINE Pack load_pack(const Float16* source) {
+  Short first, second;
+  std::memcpy(&first, source, sizeof first);
+  std::memcpy(&second, source + kLanes, sizeof second);
+  return {widen_half(first), widen_half(second)};
+}
+
+template <bool kStream, class Vector>
+FASTDIFF_INLINE void put(void* target, Vector v) {
+  if constexpr (kStream) {
+    stream(target, v);
+  } else {
+    std::memcpy(target, &v, sizeof v);
+  }
+}
+
+template <bool kStream>
+FASTDIFF_INLINE void store_pack(float* target, Pack v) {
+  put<kStream>(target, v.first);
+  put<kStream>(target + kLanes, v.second);
+}
+
+template <bool kStream>
+FASTDIFF_INLINE void store_pack(BFloat16* target, Pack v) {
+  put<kStream>(target, narrow_bfloat16(v.first, v.second));
+}
+
+template <bool kStream>
+FASTDIFF_INLINE void store_pack(Float16* target, Pack v) {
+  put<kStream>(target, narrow_half(v.first));
+  put<kStream>(target + kLanes, narrow_half(v.second));
+}
+
+// The first `count` elements of a pack; the others read as zero.
+template <class T>
+FASTDIFF_INLINE Pack load_partial(const T* source, int count) {
+  T buffer[kPack] = {};
+  std::memcpy(buffer, source, count * sizeof(T));
+  return load_pack(buffer);
+}
+
+template <class T>
+FASTDIFF_INLINE void store_partial(T* target, Pack v, int count) {
+  T buffer[kPack];
+  store_pack<false>(buffer, v);
+  std::memcpy(target, buffer, count * sizeof(T));
+}
+
+// `v` with the lanes of elements `count` and above set to zero.
+template <class T>
+FASTDIFF_INLINE Pack keep_first(Pack v, int count) {
+  int32_t keep[kPack];
+  for (int k = 0; k < kPack; k++) keep[lane_of<T>(k)] = k < count ? -1 : 0;
+  Int first, second;
+  std::memcpy(&first, keep, sizeof first);
+  std::memcpy(&second, keep + kLanes, sizeof second);
+  return {(Float)((Int)v.first & first), (Float)((Int)v.second & second)};
+}
+
+}  // namespace
+}  // namespace fastdiff::cpu::FASTDIFF_ISA

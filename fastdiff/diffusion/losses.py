@@ -1,0 +1,17 @@
+"""Training losses."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def mse_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error for each sample, (N, ...) and (N, ...) -> (N,), in float32 at least.
+
+    The "simple" loss (arXiv:2006.11239, equation 14; arXiv:2210.02747, equation 9). Left unaveraged over the batch
+    so that a weight for each time can be applied.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(f"prediction must have target's shape {tuple(target.shape)}, got {tuple(prediction.shape)}")
+    error = (prediction - target).flatten(1)
+    return (error.float() if error.dtype.itemsize < 4 else error).square().mean(1)

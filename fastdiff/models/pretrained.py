@@ -1,0 +1,106 @@
+"""Models as folders on disk, in diffusers' format: config.json and diffusion_pytorch_model.safetensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from fastdiff._files import atomic_write
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+
+class PretrainedModel(nn.Module):
+    """A network with a frozen dataclass as its configuration, saved to and loaded from a folder.
+
+    Only safetensors is read and written: loading a file runs no code from it.
+    """
+
+    config_class: ClassVar[type]
+    config: Any
+
+    @classmethod
+    def parse_config(cls, values: dict[str, Any]) -> Any:
+        """The configuration from its keys. Keys that begin with an underscore (diffusers' notes) are left out."""
+        values = {key: value for key, value in values.items() if not key.startswith("_")}
+        known = [field.name for field in dataclasses.fields(cls.config_class)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"{cls.__name__} has no configuration key {unknown[0]!r}; the keys are {known}")
+        return cls.config_class(**values)
+
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        """A model with fresh weights from a dict with diffusers' keys, or from another model's ``config``."""
+        values = dict(config) if isinstance(config, Mapping) else dataclasses.asdict(config)
+        return cls(**{key: value for key, value in values.items() if not key.startswith("_")})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> Self:
+        """The model in `folder`, in evaluation mode, in `dtype` (None: as stored).
+
+        Raises:
+            FileNotFoundError: the folder or one of its two files is missing.
+            ValueError: a file is damaged, or the weights are not those of the configuration.
+        """
+        folder = Path(folder)
+        config = _read_config(folder / CONFIG_NAME)
+        if config.get("_class_name", cls.__name__) != cls.__name__:
+            raise ValueError(f"{folder / CONFIG_NAME} is of a {config['_class_name']}, not of a {cls.__name__}")
+        with torch.device("meta"):  # no time for initial values that are overwritten at once
+            model = cls.from_config(config)
+        state = _read_weights(folder / WEIGHTS_NAME)
+        try:
+            model.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"{folder / WEIGHTS_NAME} does not fit {folder / CONFIG_NAME}: {error}") from error
+        return model.to(dtype=dtype).eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
+        """Write the configuration and the weights (in `dtype`; None: as they are) to `folder`, which is created."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"_class_name": type(self).__name__, **dataclasses.asdict(self.config)}
+        state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in self.state_dict().items()}
+        atomic_write(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
+        # "format" is what transformers and diffusers ask for.
+        atomic_write(folder / WEIGHTS_NAME, safetensors.torch.save(state, metadata={"format": "pt"}))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    _require_file(path)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
+    return config
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    _require_file(path)
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def _require_file(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path.name} in {path.parent}")

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff.models.embeddings import GaussianFourierEmbedding, SinusoidalEmbedding, TimestepEmbedding
+from fastdiff.models.pretrained import PretrainedModel
+from fastdiff.models.unet_blocks import BlockSettings, DownBlock2D, UNetMidBlock2D, UpBlock2D
+from fastdiff.nn import GroupNormSiLU
+
+
+@dataclass(frozen=True)
+class UNet2DConfig:
+    """The configuration of :class:`UNet2DModel`: diffusers' keys, defaults and meanings.
+
+    Raises:
+        ValueError: a value that is not supported or does not fit the others, with its key and what is allowed.
+    """
+
+    sample_size: int | tuple[int, int] | None = None
+    in_channels: int = 3
+    out_channels: int = 3
+    center_input_sample: bool = False
+    time_embedding_type: str = "positional"
+    time_embedding_dim: int | None = None
+    freq_shift: int = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
+    mid_block_type: str | None = "UNetMidBlock2D"
+    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
+    layers_per_block: int = 2
+    mid_block_scale_factor: float = 1.0
+    downsample_padding: int = 1
+    downsample_type: str = "conv"
+    upsample_type: str = "conv"
+    dropout: float = 0.0
+    act_fn: str = "silu"
+    attention_head_dim: int | None = 8
+    norm_num_groups: int = 32
+    attn_norm_num_groups: int | None = None
+    norm_eps: float = 1e-5
+    resnet_time_scale_shift: str = "default"
+    add_attention: bool = True
+    class_embed_type: str | None = None
+    num_class_embeds: int | None = None
+    num_train_timesteps: int | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("down_block_types", "up_block_types", "block_out_channels"):
+            object.__setattr__(self, key, tuple(getattr(self, key)))  # JSON has lists
+        for key, allowed in (
+            ("time_embedding_type", ("positional", "fourier", "learned")),
+            ("mid_block_type", ("UNetMidBlock2D", None)),
+            ("downsample_padding", (0, 1)),
+            ("downsample_type", ("conv", "resnet")),
+            ("upsample_type", ("conv", "resnet")),
+            ("act_fn", ("silu", "swish")),
+            ("resnet_time_scale_shift", ("default", "scale_shift")),
+            ("class_embed_type", (None, "timestep", "identity")),
+        ):
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"{key} must be one of {allowed}, got {getattr(self, key)!r}")
+        for key, allowed in (
+            ("down_block_types", ("DownBlock2D", "AttnDownBlock2D")),
+            ("up_block_types", ("UpBlock2D", "AttnUpBlock2D")),
+        ):
+            if len(getattr(self, key)) != len(self.block_out_channels):
+                raise ValueError(
+                    f"{key} must have one entry for each of block_out_channels {self.block_out_channels}, "
+                    f"got {getattr(self, key)}"
+                )
+            for block in getattr(self, key):
+                if block not in allowed:
+                    raise ValueError(f"{key} must hold only {allowed}, got {block!r}")
+        for channels in self.block_out_channels:
+            if not isinstance(self.norm_num_groups, int) or channels % self.norm_num_groups:
+                raise ValueError(
+                    f"norm_num_groups must divide every entry of block_out_channels {self.block_out_channels}, "
+                    f"got {self.norm_num_groups}"
+                )
+        if self.time_embedding_type == "learned" and self.num_train_timesteps is None:
+            raise ValueError("num_train_timesteps must be set for time_embedding_type 'learned', got None")
+        if self.block_out_channels[0] % 2:
+            raise ValueError(f"block_out_channels must begin with an even number, got {self.block_out_channels}")
+
+
+class UNet2DOutput(NamedTuple):
+    sample: Tensor
+    """(N, out_channels, H, W)"""
+
+
+class UNet2DModel(PretrainedModel):
+    """The U-Net of DDPM (arXiv:2006.11239) and its descendants, unconditional or conditioned on a class.
+
+    Configuration and ``state_dict`` keys are those of diffusers' ``UNet2DModel``, so its checkpoints load. Every
+    norm, time embedding and activation of a residual block is one call of :func:`fastdiff.ops.group_norm_silu`.
+
+    >>> model = UNet2DModel(block_out_channels=(64, 128), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+    ...                     up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+    >>> model(torch.randn(2, 3, 32, 32), timestep=10).sample.shape
+    torch.Size([2, 3, 32, 32])
+
+    Args:
+        **values: the fields of :class:`UNet2DConfig`.
+    """
+
+    config_class = UNet2DConfig
+    config: UNet2DConfig
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__()
+        self.config = config = self.parse_config(values)
+        channels = config.block_out_channels
+        time_channels = config.time_embedding_dim or 4 * channels[0]
+        settings = BlockSettings(
+            time_channels=time_channels,
+            groups=config.norm_num_groups,
+            eps=config.norm_eps,
+            dropout=config.dropout,
+            scale_shift=config.resnet_time_scale_shift == "scale_shift",
+            head_dim=config.attention_head_dim,
+        )
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.time_proj, raw_channels = _time_projection(config)
+        self.time_embedding = TimestepEmbedding(raw_channels, time_channels)
+        self.class_embedding = _class_embedding(config, raw_channels, time_channels)
+
+        self.down_blocks = nn.ModuleList()
+        skip_channels = [channels[0]]
+        for index, (block_type, out_channels) in enumerate(zip(config.down_block_types, channels, strict=True)):
+            attention, last = block_type == "AttnDownBlock2D", index == len(channels) - 1
+            block = DownBlock2D(
+                skip_channels[-1],
+                out_channels,
+                config.layers_per_block,
+                settings,
+                attention=attention,
+                # The block without attention knows the convolution only, as in diffusers.
+                downsample=None if last else config.downsample_type if attention else "conv",
+                downsample_padding=config.downsample_padding,
+            )
+            self.down_blocks.append(block)
+            skip_channels += [out_channels] * (config.layers_per_block + (not last))
+
+        self.mid_block = None
+        if config.mid_block_type is not None:
+            norm_groups = None if settings.scale_shift else settings.groups
+            self.mid_block = UNetMidBlock2D(
+                channels[-1],
+                settings,
+                attention=config.add_attention,
+                attention_groups=config.attn_norm_num_groups or norm_groups,
+                output_scale_factor=config.mid_block_scale_factor,
+            )
+
+        self.up_blocks = nn.ModuleList()
+        in_channels = channels[-1]
+        for index, (block_type, out_channels) in enumerate(zip(config.up_block_types, channels[::-1], strict=True)):
+            attention, last = block_type == "AttnUpBlock2D", index == len(channels) - 1
+            up_block = UpBlock2D(
+                in_channels,
+                [skip_channels.pop() for _ in range(config.layers_per_block + 1)],
+                out_channels,
+                settings,
+                attention=attention,
+                upsample=None if last else config.upsample_type if attention else "conv",
+            )
+            self.up_blocks.append(up_block)
+            in_channels = out_channels
+
+        self.conv_norm_out = GroupNormSiLU(config.norm_num_groups, channels[0], config.norm_eps)
+        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput:
+        """One evaluation of the network.
+
+        Args:
+            sample: (N, in_channels, H, W); H and W multiples of 2 ** (stages - 1). Contiguous or channels-last.
+            timestep: a number, or a tensor of no dimension or (N,). Kept in float32 whatever the model's dtype.
+            class_labels: (N,) integers, or (N, time_embedding_dim) for class_embed_type "identity".
+            return_dict: accepted for diffusers' sake; the result is a named tuple either way.
+
+        Returns:
+            ``.sample`` or ``[0]``: (N, out_channels, H, W), in the layout of `sample`.
+
+        Raises:
+            ValueError: a shape that does not fit, or class_labels given without a class embedding or the reverse.
+        """
+        self._check_inputs(sample, class_labels)
+        if self.config.center_input_sample:
+            sample = 2 * sample - 1
+        timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        time = self._embed(timestep, class_labels)
+
+        x = self.conv_in(sample)
+        skips = [x]
+        for block in self.down_blocks:
+            x, block_skips = block(x, time)
+            skips += block_skips
+        if self.mid_block is not None:
+            x = self.mid_block(x, time)
+        for block in self.up_blocks:
+            x = block(x, skips, time)
+        x = self.conv_out(self.conv_norm_out(x))
+        if self.config.time_embedding_type == "fourier":
+            x = x / timestep.to(x.dtype)[:, None, None, None]  # the score is of order 1/sigma (arXiv:2011.13456)
+        return UNet2DOutput(x)
+
+    def _embed(self, timestep: Tensor, class_labels: Tensor | None) -> Tensor:
+        """The time (and class) embedding, (N, time_channels), through the SiLU that every block begins with."""
+        dtype = self.conv_in.weight.dtype
+        time = self.time_embedding(self.time_proj(timestep).to(dtype))
+        if self.class_embedding is not None:
+            if self.config.class_embed_type == "timestep":
+                class_labels = self.time_proj(class_labels).to(dtype)
+            time = time + self.class_embedding(class_labels).to(dtype)
+        return nn.functional.silu(time)
+
+    def _check_inputs(self, sample: Tensor, class_labels: Tensor | None) -> None:
+        if sample.dim() != 4 or sample.shape[1] != self.config.in_channels:
+            raise ValueError(f"sample must be (N, {self.config.in_channels}, H, W), got shape {tuple(sample.shape)}")
+        multiple = 2 ** (len(self.config.block_out_channels) - 1)
+        if sample.shape[2] % multiple or sample.shape[3] % multiple:
+            raise ValueError(
+                f"sample's height and width must be multiples of {multiple}, got {tuple(sample.shape[2:])}"
+            )
+        if (self.class_embedding is None) != (class_labels is None):
+            wanted = "must not be given to a model without" if self.class_embedding is None else "are required by"
+            raise ValueError(f"class_labels {wanted} a class embedding (num_class_embeds, class_embed_type)")
+
+
+def _time_projection(config: UNet2DConfig) -> tuple[nn.Module, int]:
+    """The module that embeds the timestep, and its width."""
+    channels = config.block_out_channels[0]
+    if config.time_embedding_type == "fourier":
+        return GaussianFourierEmbedding(channels, scale=16.0), 2 * channels
+    if config.time_embedding_type == "learned":
+        assert config.num_train_timesteps is not None  # checked by the configuration
+        return nn.Embedding(config.num_train_timesteps, channels), channels
+    return SinusoidalEmbedding(channels, config.flip_sin_to_cos, config.freq_shift), channels
+
+
+def _class_embedding(config: UNet2DConfig, raw_channels: int, time_channels: int) -> nn.Module | None:
+    if config.class_embed_type == "timestep":
+        return TimestepEmbedding(raw_channels, time_channels)
+    if config.class_embed_type == "identity":
+        return nn.Identity()
+    if config.num_class_embeds is not None:
+        return nn.Embedding(config.num_class_embeds, time_channels)
+    return None

@@ -1,0 +1,269 @@
+"""The building blocks of the 2-D U-Nets. Attribute names are diffusers' state_dict keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastdiff.nn import GroupNormSiLU
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """What every residual and attention block of one U-Net shares."""
+
+    time_channels: int
+    groups: int
+    eps: float
+    dropout: float
+    scale_shift: bool
+    """Adaptive group norm (arXiv:2105.05233, section 3) in place of the additive time embedding of DDPM."""
+    head_dim: int | None
+    """Channels of one attention head; None is a single head."""
+
+
+class ResnetBlock2D(nn.Module):
+    """norm, SiLU, conv, norm with the time embedding, SiLU, conv, plus the shortcut.
+
+    ``resample`` "up" or "down" doubles or halves the resolution of both branches after the first norm
+    (BigGAN's resampling block, arXiv:2011.13456).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        settings: BlockSettings,
+        *,
+        output_scale_factor: float = 1.0,
+        resample: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.scale_shift = settings.scale_shift
+        self.output_scale_factor = output_scale_factor
+        self.resample = resample
+        time_outputs = 2 * out_channels if settings.scale_shift else out_channels
+        self.norm1 = GroupNormSiLU(settings.groups, in_channels, settings.eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(settings.time_channels, time_outputs)
+        self.norm2 = GroupNormSiLU(settings.groups, out_channels, settings.eps)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x (N, in_channels, H, W), time (N, time_channels), already through its SiLU."""
+        h = self.norm1(x)
+        if self.resample == "up":
+            x, h = (F.interpolate(t, scale_factor=2.0, mode="nearest") for t in (x, h))
+        elif self.resample == "down":
+            x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
+        h = self.conv1(h)
+        time = self.time_emb_proj(time)
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
+            h = self.norm2(h, scale=scale, shift=shift)
+        else:
+            h = self.norm2(h, time_bias=time)
+        h = self.conv2(self.dropout(h))
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        h = x + h
+        return h if self.output_scale_factor == 1.0 else h / self.output_scale_factor
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of a feature map, with its residual."""
+
+    LEGACY_KEYS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+    def __init__(
+        self, channels: int, settings: BlockSettings, *, groups: int | None, output_scale_factor: float = 1.0
+    ) -> None:
+        super().__init__()
+        head_dim = settings.head_dim or channels
+        if channels % head_dim:
+            raise ValueError(f"attention_head_dim must divide the {channels} channels of the block, got {head_dim}")
+        self.heads = channels // head_dim
+        self.output_scale_factor = output_scale_factor
+        self.group_norm = (
+            None if groups is None else GroupNormSiLU(groups, channels, settings.eps, activation="identity")
+        )
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])  # a list because diffusers' key is to_out.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x if self.group_norm is None else self.group_norm(x)
+        h = h.flatten(2).transpose(1, 2)  # (N, H*W, C)
+        query, key, value = (
+            projection(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection in (self.to_q, self.to_k, self.to_v)
+        )
+        h = F.scaled_dot_product_attention(query, key, value)  # (N, heads, H*W, head_dim)
+        h = self.to_out[0](h.transpose(1, 2).flatten(2))
+        h = x + h.transpose(1, 2).unflatten(-1, x.shape[2:])
+        return h if self.output_scale_factor == 1.0 else h / self.output_scale_factor
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # Checkpoints from before diffusers 0.17 name the projections otherwise.
+        for old, new in self.LEGACY_KEYS.items():
+            for parameter in ("weight", "bias"):
+                if f"{prefix}{old}.{parameter}" in state_dict:
+                    state_dict[f"{prefix}{new}.{parameter}"] = state_dict.pop(f"{prefix}{old}.{parameter}")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Downsample2D(nn.Module):
+    """A strided convolution that halves the resolution."""
+
+    def __init__(self, channels: int, padding: int) -> None:
+        super().__init__()
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Without padding of its own the convolution needs one more row and column, at the end.
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.padding == 0 else x)
+
+
+class Upsample2D(nn.Module):
+    """Nearest-neighbour doubling of the resolution and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class UNetStage(nn.Module):
+    """Residual blocks, each followed by attention where `attention` is set: what down, mid and up stages share.
+
+    Args:
+        in_channels: input channels of each residual block.
+    """
+
+    def __init__(self, in_channels: list[int], out_channels: int, attention: bool, settings: BlockSettings) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock2D(channels, out_channels, settings) for channels in in_channels)
+        self.attentions = (
+            nn.ModuleList(Attention(out_channels, settings, groups=settings.groups) for _ in in_channels)
+            if attention
+            else None
+        )
+
+    def layer(self, index: int, x: Tensor, time: Tensor) -> Tensor:
+        x = self.resnets[index](x, time)
+        return x if self.attentions is None else self.attentions[index](x)
+
+
+class DownBlock2D(UNetStage):
+    """One resolution on the way down: DownBlock2D or, with `attention`, AttnDownBlock2D.
+
+    Args:
+        downsample: "conv", "resnet", or None in the last stage.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        layers: int,
+        settings: BlockSettings,
+        *,
+        attention: bool,
+        downsample: str | None,
+        downsample_padding: int,
+    ) -> None:
+        super().__init__([in_channels] + [out_channels] * (layers - 1), out_channels, attention, settings)
+        self.downsamplers: nn.ModuleList | None = None
+        if downsample == "conv":
+            self.downsamplers = nn.ModuleList([Downsample2D(out_channels, downsample_padding)])
+        elif downsample == "resnet":
+            self.downsamplers = nn.ModuleList([ResnetBlock2D(out_channels, out_channels, settings, resample="down")])
+
+    def forward(self, x: Tensor, time: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Returns the result and what the way up gets to see, in order of creation."""
+        skips = []
+        for index in range(len(self.resnets)):
+            x = self.layer(index, x, time)
+            skips.append(x)
+        if self.downsamplers is not None:
+            x = resample(self.downsamplers[0], x, time)
+            skips.append(x)
+        return x, skips
+
+
+class UpBlock2D(UNetStage):
+    """One resolution on the way up: UpBlock2D or, with `attention`, AttnUpBlock2D.
+
+    Args:
+        in_channels: channels of what comes from below.
+        skip_channels: channels of the stored activation that each layer takes, in order of use.
+        upsample: "conv", "resnet", or None in the last stage.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        skip_channels: list[int],
+        out_channels: int,
+        settings: BlockSettings,
+        *,
+        attention: bool,
+        upsample: str | None,
+    ) -> None:
+        from_below = [in_channels] + [out_channels] * (len(skip_channels) - 1)
+        inputs = [below + skip for below, skip in zip(from_below, skip_channels, strict=True)]
+        super().__init__(inputs, out_channels, attention, settings)
+        self.upsamplers: nn.ModuleList | None = None
+        if upsample == "conv":
+            self.upsamplers = nn.ModuleList([Upsample2D(out_channels)])
+        elif upsample == "resnet":
+            self.upsamplers = nn.ModuleList([ResnetBlock2D(out_channels, out_channels, settings, resample="up")])
+
+    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor) -> Tensor:
+        """Consumes one entry of `skips` for each layer, from its end."""
+        for index in range(len(self.resnets)):
+            x = self.layer(index, torch.cat((x, skips.pop()), dim=1), time)
+        return x if self.upsamplers is None else resample(self.upsamplers[0], x, time)
+
+
+class UNetMidBlock2D(nn.Module):
+    """The lowest resolution: residual block, attention, residual block."""
+
+    def __init__(
+        self,
+        channels: int,
+        settings: BlockSettings,
+        *,
+        attention: bool,
+        attention_groups: int | None,
+        output_scale_factor: float,
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock2D(channels, channels, settings, output_scale_factor=output_scale_factor) for _ in range(2)
+        )
+        self.attentions = nn.ModuleList(
+            [Attention(channels, settings, groups=attention_groups, output_scale_factor=output_scale_factor)]
+            if attention
+            else []
+        )
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        x = self.resnets[0](x, time)
+        for attention in self.attentions:
+            x = attention(x)
+        return self.resnets[1](x, time)
+
+
+def resample(module: nn.Module, x: Tensor, time: Tensor) -> Tensor:
+    """A resampling residual block sees the time embedding, a convolution does not."""
+    return module(x, time) if isinstance(module, ResnetBlock2D) else module(x)

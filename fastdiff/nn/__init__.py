@@ -1,0 +1,5 @@
+"""Drop-in torch modules on the fused ops."""
+
+from fastdiff.nn.group_norm_silu import GroupNormSiLU
+
+__all__ = ["GroupNormSiLU"]

@@ -1,0 +1,10 @@
+"""The pure-PyTorch definition of every op: same names, same signatures, any floating dtype.
+
+This package is the source of truth. The kernels are tested against it in float64, the benchmarks import
+their baselines from it, and ``with fastdiff.use_reference():`` runs it in place of the kernels.
+"""
+
+from fastdiff.reference.group_norm_silu import group_norm_silu
+from fastdiff.reference.sampler_step import sampler_step
+
+__all__ = ["group_norm_silu", "sampler_step"]

@@ -1,0 +1,9 @@
+"""Makes the package `bench` importable, behind an installed fastdiff."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))

@@ -1,0 +1,158 @@
+"""Cases, the guard against wrong results, the relation to the floor and the summary."""
+
+import pytest
+import torch
+
+import fastdiff
+from bench.kernels import OPS
+from bench.kernels.case import Case
+from bench.kernels.measure import WrongResult, check_contenders, relate
+from bench.kernels.summary import summarize
+from bench.table import Table
+from bench.timing import Timing
+
+SHAPE = (2, 64, 3, 5)
+
+
+def case(direction="forward", dtype="fp32", layout="NCHW"):
+    return Case("group_norm_silu", direction, SHAPE, "custom", dtype, layout)
+
+
+def build(case, **implementations):
+    return OPS[case.op].build(case, implementations, "cpu")
+
+
+def test_standard_shapes_are_the_benchmarked_ones():
+    op = OPS["group_norm_silu"]
+    assert op.shapes["unet"] == ((2, 320, 64, 64), (2, 640, 32, 32), (2, 1280, 16, 16))
+    assert op.shapes["vae"] == ((1, 128, 512, 512),)
+    assert op.class_of((1, 128, 512, 512)) == "vae"
+    assert op.class_of(SHAPE) == "custom"
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_operands_have_the_layout_and_dtype_of_the_case(direction, layout):
+    seen = {}
+
+    def spy(x, *args, **kwargs):
+        seen["x"] = x
+        y = fastdiff.reference.group_norm_silu(x, *args, **kwargs)
+        if y.requires_grad:
+            y.register_hook(lambda dy: seen.update(dy=dy))
+        return y
+
+    problem = build(case(direction, "bf16", layout), spy=spy)
+    with torch.set_grad_enabled(direction == "backward"):
+        outputs = problem.contenders["spy"]()
+    assert set(seen) == ({"x", "dy"} if direction == "backward" else {"x"})
+    for operand in seen.values():
+        assert operand.dtype == torch.bfloat16
+        assert operand.is_contiguous(memory_format=torch.channels_last) == (layout == "NHWC")
+    assert problem.unit_bytes == 2 * 2 * 64 * 15
+    assert len(outputs) == len(problem.output_names) == (4 if direction == "backward" else 1)
+    assert torch.equal(problem.copy(), seen["x"])
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_right_contender_passes_with_its_errors_reported(direction):
+    problem = build(case(direction), eager=fastdiff.reference.group_norm_silu)
+    errors = check_contenders(case(direction), problem)
+    assert set(errors["eager"]) == set(problem.output_names)
+    assert all(0 < error["max_abs"] < 1e-3 for error in errors["eager"].values())
+
+
+def forgets_time_bias(x, groups, weight, bias, *, time_bias):
+    return fastdiff.reference.group_norm_silu(x, groups, weight, bias, time_bias=0.9 * time_bias)
+
+
+def gives_nan(x, groups, weight, bias, *, time_bias):
+    return fastdiff.reference.group_norm_silu(x, groups, weight, bias, time_bias=time_bias) * float("nan")
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("wrong", [forgets_time_bias, gives_nan])
+def test_a_wrong_contender_is_refused_by_name(wrong, direction):
+    problem = build(case(direction), right=fastdiff.reference.group_norm_silu, broken=wrong)
+    with pytest.raises(WrongResult, match=f"{direction} 2x64x3x5 fp32 NCHW: broken gives a wrong"):
+        check_contenders(case(direction), problem)
+
+
+def timing(median_ms, min_ms=None):
+    return Timing(median_ms, median_ms if min_ms is None else min_ms, 5)
+
+
+def test_the_floor_follows_the_copy_where_no_bandwidth_is_known():
+    timings = {"fastdiff": timing(6.0, 5.0), "eager": timing(30.0), "compile": timing(24.0, 20.0), "copy": timing(2.0)}
+    result = relate(timings, unit_bytes=4_000_000, floor_units=3, peak_gb_per_s=None)
+    assert result["best_baseline"] == "compile"
+    assert result["ratio"] == pytest.approx(4.0)
+    assert result["ratio_of_minima"] == pytest.approx(4.0)
+    assert result["floor_3u_ms"] == result["floor_ms"] == pytest.approx(3.0)
+    assert result["times_floor"] == pytest.approx(2.0)
+    assert result["percent_of_floor"] == pytest.approx(50.0)
+    assert result["gb_per_s"] == pytest.approx(2.0)  # 12 MB in 6 ms
+
+
+def test_the_floor_follows_the_peak_bandwidth_where_it_is_known():
+    timings = {"fastdiff": timing(1.0), "eager": timing(3.0), "copy": timing(0.5)}
+    result = relate(timings, unit_bytes=1_000_000_000, floor_units=5, peak_gb_per_s=10_000)
+    assert result["floor_from"] == "peak bandwidth"
+    assert result["floor_ms"] == pytest.approx(0.5)
+    assert result["percent_of_floor"] == pytest.approx(50.0)
+
+
+def run(allocator, threads, fastdiff_ms, eager_ms):
+    """Two records, of both shape classes, the second ten times as long and with eager only half as far behind."""
+    records = []
+    for shape, shape_class, factor, behind in (((2, 320, 64, 64), "unet", 1, 1), ((1, 128, 512, 512), "vae", 10, 0.5)):
+        contenders = {
+            "fastdiff": {"median_ms": fastdiff_ms * factor, "min_ms": fastdiff_ms * factor / 2},
+            "eager": {"median_ms": eager_ms * factor * behind, "min_ms": eager_ms * factor * behind},
+            "copy": {"median_ms": 1.0 * factor, "min_ms": 1.0 * factor},
+        }
+        records.append(
+            {
+                "op": "group_norm_silu",
+                "direction": "forward",
+                "shape": list(shape),
+                "shape_class": shape_class,
+                "dtype": "fp32",
+                "layout": "NCHW",
+                "caches": {"warm": {"contenders": contenders}, "cold": {"contenders": contenders}},
+            }
+        )
+    return {"allocator": allocator, "threads": threads, "records": records}
+
+
+def test_summary_of_ratios():
+    entry = summarize([run("tuned", 1, fastdiff_ms=1.0, eager_ms=8.0)])["ratios"][0]
+    assert (entry["dtype"], entry["cache"]) == ("fp32", "warm")
+    assert entry["geometric_mean"] == pytest.approx(32**0.5)  # of 8 and 4
+    assert entry["geometric_mean_of_minima"] == pytest.approx(2 * 32**0.5)
+    assert entry["minimum"] == {"unet": pytest.approx(8.0), "vae": pytest.approx(4.0)}
+
+
+def test_summary_of_thread_scaling():
+    runs = [run("tuned", 2, fastdiff_ms=1.0, eager_ms=8.0), run("tuned", 1, fastdiff_ms=1.8, eager_ms=8.0)]
+    entries = summarize(runs)["scaling"]
+    assert {tuple(entry["threads"]) for entry in entries} == {(1, 2)}
+    assert all(entry["speedup"]["fastdiff"] == pytest.approx(1.8) for entry in entries)
+    assert all(entry["speedup"]["copy"] == pytest.approx(1.0) for entry in entries)
+
+
+def test_summary_against_the_default_allocator():
+    runs = [run("tuned", 1, fastdiff_ms=1.0, eager_ms=8.0), run("default", 1, fastdiff_ms=2.0, eager_ms=24.0)]
+    entry = summarize(runs)["against_default"][0]
+    assert entry["minimum"] == {"unet": pytest.approx(24.0), "vae": pytest.approx(12.0)}
+
+
+def test_a_single_run_has_nothing_to_compare_across_runs():
+    summary = summarize([run("tuned", 1, 1.0, 8.0)])
+    assert summary["scaling"] == summary["against_default"] == []
+
+
+def test_tables_align_text_left_and_numbers_right_and_escape_html():
+    table = Table("title", ["name", "ms"], [["a<b", "1.5"], ["c", "10.25"]])
+    assert table.text().splitlines() == ["title", "name     ms", "-----------", "a<b     1.5", "c     10.25"]
+    assert '<td class="text">a&lt;b</td><td class="number">1.5</td>' in table.html()

@@ -1,0 +1,265 @@
+// Small kernels for the emulator's own tests, in pairs: one with a planted fault and its clean twin, chosen by the
+// template argument. A line with a planted fault ends in "// fault: <kind>", where test_emulator.py looks it up.
+#include "cuda/platform.cuh"
+
+namespace fastdiff {
+namespace {
+
+constexpr int kThreads = 64;
+
+// Every thread gets its neighbour's value through shared memory.
+template <bool kFaulty>
+__global__ void read_after_write(float* data) {
+  __shared__ float values[kThreads];
+  values[threadIdx.x] = data[threadIdx.x];
+  if (!kFaulty) __syncthreads();
+  data[threadIdx.x] = values[(threadIdx.x + 1) % kThreads];  // fault: read-after-write
+}
+
+// Two rotations by one; the second must not begin before the first has been read.
+template <bool kFaulty>
+__global__ void write_after_read(float* data) {
+  float* values = dynamic_shared<float>();
+  float value = data[threadIdx.x];
+  for (int round = 0; round < 2; ++round) {
+    values[threadIdx.x] = value;  // fault: write-after-read
+    __syncthreads();
+    value = values[(threadIdx.x + 1) % kThreads];
+    if (!kFaulty) __syncthreads();
+  }
+  data[threadIdx.x] = value;
+}
+
+template <bool kFaulty>
+__global__ void write_after_write(float* data) {
+  __shared__ float total;
+  if (kFaulty || threadIdx.x == 5) {
+    total = data[threadIdx.x];  // fault: write-after-write
+  }
+  __syncthreads();
+  data[threadIdx.x] = total;
+}
+
+template <bool kFaulty>
+__global__ void uninitialised_read(float* data) {
+  __shared__ float values[kThreads];
+  if (!kFaulty || threadIdx.x != 7) values[threadIdx.x] = data[threadIdx.x];
+  __syncthreads();
+  data[threadIdx.x] = values[kThreads - 1 - threadIdx.x];  // fault: uninitialised-read
+}
+
+template <bool kFaulty>
+__global__ void out_of_bounds_read(float* data) {
+  const float next = data[kFaulty || threadIdx.x + 1 < kThreads ? threadIdx.x + 1 : 0];  // fault: out-of-bounds
+  __syncthreads();
+  data[threadIdx.x] = next;
+}
+
+template <bool kFaulty>
+__global__ void out_of_bounds_write(float* data) {
+  const float value = data[threadIdx.x];
+  __syncthreads();
+  data[static_cast<int>(threadIdx.x) - (kFaulty ? 1 : 0)] = value;  // fault: out-of-bounds
+}
+
+// One array overruns into the place where nvcc puts the next.
+template <bool kFaulty>
+__global__ void out_of_bounds_static(float* data) {
+  __shared__ float first[2048];
+  __shared__ float second[2048];
+  first[threadIdx.x] = data[threadIdx.x];
+  second[threadIdx.x] = data[threadIdx.x];
+  __syncthreads();
+  const float value = first[threadIdx.x + (kFaulty && threadIdx.x == 3 ? 2048 : 0)];  // fault: out-of-bounds
+  data[threadIdx.x] = value + second[threadIdx.x];
+}
+
+template <bool kFaulty>
+__global__ void out_of_bounds_dynamic(float* data) {
+  float* values = dynamic_shared<float>();
+  const int index = static_cast<int>(threadIdx.x) + (kFaulty ? 1 : 0);
+  values[index] = data[threadIdx.x];  // fault: out-of-bounds
+  data[threadIdx.x] = values[index];
+}
+
+// 16-byte loads from a pointer that is 4 bytes off.
+template <bool kFaulty>
+__global__ void misaligned_load(float* data) {
+  if (threadIdx.x >= kThreads / 4 - 1) return;
+  const uint4 bits = ld16(data + 4 * threadIdx.x + (kFaulty ? 1 : 0));  // fault: misaligned
+  st16(data + 4 * threadIdx.x, bits);
+}
+
+template <bool kFaulty>
+__global__ void misaligned_store(float* data) {
+  if (threadIdx.x >= kThreads / 4 - 1) return;
+  const uint4 bits = ld16(data + 4 * threadIdx.x);
+  st16(data + 4 * threadIdx.x + (kFaulty ? 2 : 0), bits);  // fault: misaligned
+}
+
+template <bool kFaulty>
+__global__ void stale_read(float* data) {
+  if (threadIdx.x >= kThreads / 4) return;
+  uint4 bits = ld16(data + 4 * threadIdx.x);
+  st16(data + 4 * threadIdx.x, bits);
+  if (kFaulty) bits = ld16(data + 4 * threadIdx.x);  // fault: stale-read
+  st16(data + 4 * threadIdx.x, bits);
+}
+
+template <bool kFaulty>
+__global__ void divergent_barrier(float* data) {
+  const float value = data[threadIdx.x];
+  if (kFaulty && threadIdx.x >= 32) {
+    __syncthreads();
+  } else {
+    __syncthreads();  // fault: divergent-barrier
+  }
+  data[threadIdx.x] = value;
+}
+
+template <bool kFaulty>
+__global__ void exit_before_barrier(float* data) {
+  const float value = data[threadIdx.x];
+  if (kFaulty && threadIdx.x >= 32) return;
+  __syncthreads();  // fault: divergent-barrier
+  data[threadIdx.x] = value;
+}
+
+// Half of a warp waits for the block, the other half for the warp.
+template <bool kFaulty>
+__global__ void deadlock(float* data) {
+  float value = data[threadIdx.x];
+  if (kFaulty && threadIdx.x < 16) {
+    __syncthreads();  // fault: deadlock
+  } else {
+    value = __shfl_xor_sync(0xffffffffu, value, 0);
+  }
+  data[threadIdx.x] = value;
+}
+
+template <bool kFaulty>
+__global__ void divergent_collective(float* data) {
+  const float value = data[threadIdx.x];
+  bool any = true;
+  if (kFaulty && threadIdx.x % 2) {
+    any = __any_sync(0xffffffffu, value > 0.0f);
+  } else {
+    __syncwarp();
+  }
+  if (any) data[threadIdx.x] = value;
+}
+
+// Each block passes through memory that its neighbour writes.
+template <bool kFaulty>
+__global__ void cross_block(float* data) {
+  const int mine = static_cast<int>(blockIdx.x) * (kThreads / 2) + static_cast<int>(threadIdx.x);
+  const float value = data[(mine + (kFaulty ? kThreads / 2 : 0)) % kThreads];
+  data[mine] = value;
+}
+
+// A warp's threads exchange values, ordered by __syncwarp alone.
+template <bool kFaulty>
+__global__ void warp_exchange(float* data) {
+  __shared__ float values[kThreads];
+  values[threadIdx.x] = data[threadIdx.x];
+  if (!kFaulty) __syncwarp();
+  const float value = values[threadIdx.x ^ 1];  // fault: read-after-write
+  __syncwarp();
+  values[threadIdx.x] = value;
+  __syncwarp();
+  data[threadIdx.x] = values[threadIdx.x ^ 1];
+}
+
+// All lanes read one value, then one lane replaces it: ordered for its warp, not for the other.
+template <bool kFaulty>
+__global__ void broadcast_then_write(float* data) {
+  __shared__ float values[2];
+  const int slot = kFaulty ? 0 : threadIdx.x / 32;
+  if (threadIdx.x % 32 == 0 && (!kFaulty || threadIdx.x == 0)) values[slot] = data[threadIdx.x];
+  __syncthreads();
+  const float value = values[slot];
+  __syncwarp();
+  if (threadIdx.x % 32 == 0 && (!kFaulty || threadIdx.x == 0)) {
+    values[slot] = 2.0f * value;  // fault: write-after-read
+  }
+  __syncwarp();
+  data[threadIdx.x] = data[threadIdx.x] + value;
+}
+
+// The sum over the block in every thread, by warp shuffles and one exchange through shared memory.
+__global__ void block_sum(float* data) {
+  __shared__ float partial[kThreads / 32];
+  float value = data[threadIdx.x];
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(0xffffffffu, value, offset);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
+  __syncthreads();
+  data[threadIdx.x] = partial[0] + partial[1];
+}
+
+// What each collective gives, one value a lane of the first warp.
+__global__ void collectives(float* data) {
+  if (threadIdx.x >= 32) return;
+  const unsigned all = 0xffffffffu;
+  const float lane = static_cast<float>(threadIdx.x);
+  float sum = __shfl_sync(all, lane, 3, 8);                               // 8 * (lane / 8) + 3
+  sum = 100.0f * sum + __shfl_up_sync(all, lane, 1, 16);                  // lane - 1, not below the half
+  sum = 10.0f * sum + (__any_sync(all, threadIdx.x == 9) ? 1.0f : 0.0f);  // 1
+  sum = 10.0f * sum + (__all_sync(all, threadIdx.x != 9) ? 1.0f : 0.0f);  // 0
+  const unsigned votes = __ballot_sync(all, threadIdx.x % 3 == 0);        // bits 0, 3, 6 ...
+  data[threadIdx.x] = 10.0f * sum + ((votes >> threadIdx.x & 1) ? 1.0f : 0.0f);
+}
+
+struct NamedKernel {
+  const char* name;
+  void (*faulty)(float*);
+  void (*clean)(float*);
+  int blocks = 1;
+  size_t shared_bytes = 0;
+};
+
+constexpr size_t kSharedBytes = kThreads * sizeof(float);
+
+const NamedKernel kKernels[] = {
+    {"read_after_write", read_after_write<true>, read_after_write<false>},
+    {"write_after_read", write_after_read<true>, write_after_read<false>, 1, kSharedBytes},
+    {"write_after_write", write_after_write<true>, write_after_write<false>},
+    {"uninitialised_read", uninitialised_read<true>, uninitialised_read<false>},
+    {"out_of_bounds_read", out_of_bounds_read<true>, out_of_bounds_read<false>},
+    {"out_of_bounds_write", out_of_bounds_write<true>, out_of_bounds_write<false>},
+    {"out_of_bounds_static", out_of_bounds_static<true>, out_of_bounds_static<false>},
+    {"out_of_bounds_dynamic", out_of_bounds_dynamic<true>, out_of_bounds_dynamic<false>, 1, kSharedBytes},
+    {"misaligned_load", misaligned_load<true>, misaligned_load<false>},
+    {"misaligned_store", misaligned_store<true>, misaligned_store<false>},
+    {"stale_read", stale_read<true>, stale_read<false>},
+    {"divergent_barrier", divergent_barrier<true>, divergent_barrier<false>},
+    {"exit_before_barrier", exit_before_barrier<true>, exit_before_barrier<false>},
+    {"deadlock", deadlock<true>, deadlock<false>},
+    {"divergent_collective", divergent_collective<true>, divergent_collective<false>},
+    {"cross_block", cross_block<true>, cross_block<false>, 2},
+    {"warp_exchange", warp_exchange<true>, warp_exchange<false>},
+    {"broadcast_then_write", broadcast_then_write<true>, broadcast_then_write<false>},
+    {"block_sum", nullptr, block_sum},
+    {"collectives", nullptr, collectives},
+};
+
+}  // namespace
+}  // namespace fastdiff
+
+// Runs a kernel on `data`, 64 floats; returns its cudaError_t, or -1 for an unknown name.
+extern "C" __attribute__((visibility("default"))) int run_self_test_kernel(const char* name, int faulty, float* data) {
+  for (const auto& kernel : fastdiff::kKernels) {
+    if (std::strcmp(kernel.name, name) != 0) continue;
+    const int threads = kernel.blocks == 1 ? fastdiff::kThreads : fastdiff::kThreads / kernel.blocks;
+    return fastdiff::launch(faulty ? kernel.faulty : kernel.clean, dim3(kernel.blocks), dim3(threads),
+                            kernel.shared_bytes, nullptr, data);
+  }
+  return -1;
+}
+
+// Launches an empty grid, an oversized block or too much shared memory, as numbered; returns the cudaError_t.
+extern "C" __attribute__((visibility("default"))) int run_bad_configuration(int which, float* data) {
+  const dim3 grid(which == 0 ? 0 : 1);
+  const dim3 block(which == 1 ? 1025 : 64);
+  const size_t shared_bytes = which == 2 ? 300 * 1024 : 0;
+  return fastdiff::launch(&fastdiff::block_sum, grid, block, shared_bytes, nullptr, data);
+}

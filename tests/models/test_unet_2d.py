@@ -1,0 +1,258 @@
+"""UNet2DModel against diffusers' own on random weights, and its folder format."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+import fastdiff
+from fastdiff.models import UNet2DConfig, UNet2DModel
+from fastdiff.sampling import sample
+
+diffusers = pytest.importorskip("diffusers")
+
+SMALL = {
+    "sample_size": 16,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 8,
+}
+THREE_STAGES = {
+    "block_out_channels": (16, 32, 24),
+    "layers_per_block": 2,
+    "down_block_types": ("AttnDownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D"),
+    "norm_num_groups": 4,
+}
+CONFIGS = {
+    "small": SMALL,
+    "three_stages": THREE_STAGES,
+    "ddpm": SMALL | {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0, "norm_eps": 1e-6},
+    "scale_shift": THREE_STAGES | {"resnet_time_scale_shift": "scale_shift", "time_embedding_dim": 48},
+    "scale_shift_mid_norm": SMALL | {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 2},
+    "resnet_resampling": THREE_STAGES | {"downsample_type": "resnet", "upsample_type": "resnet"},
+    "fourier": SMALL | {"time_embedding_type": "fourier"},
+    "learned": SMALL | {"time_embedding_type": "learned", "num_train_timesteps": 1000},
+    "class_labels": SMALL | {"num_class_embeds": 7},
+    "class_timestep": SMALL | {"class_embed_type": "timestep"},
+    "class_identity": SMALL | {"class_embed_type": "identity"},
+    "one_head": THREE_STAGES | {"attention_head_dim": None, "mid_block_scale_factor": 1.4142135},
+    "no_mid_attention": SMALL | {"add_attention": False, "in_channels": 1, "out_channels": 2},
+    "no_mid_block": SMALL | {"mid_block_type": None, "center_input_sample": True, "dropout": 0.3},
+}
+
+
+@pytest.fixture(autouse=True)
+def reference_without_extension():
+    """The network is the same with the kernels and without; use them where they are built."""
+    if fastdiff.build_info()["extension"]:
+        yield
+    else:
+        with fastdiff.use_reference():
+            yield
+
+
+def pair(name: str):
+    """diffusers' model and ours with the same weights, in evaluation mode."""
+    torch.manual_seed(0)
+    theirs = diffusers.UNet2DModel(**CONFIGS[name]).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # norms start as the identity: make every weight matter
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    ours = UNet2DModel(**CONFIGS[name]).eval()
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def inputs(name: str, batch: int = 3):
+    config = UNet2DConfig(**CONFIGS[name])
+    generator = torch.Generator().manual_seed(1)
+    sample = torch.randn(batch, config.in_channels, 16, 24, generator=generator)
+    timestep = torch.tensor([3, 500, 999])[:batch]
+    labels = None
+    if config.num_class_embeds is not None:
+        labels = torch.tensor([0, 6, 3])[:batch]
+    elif config.class_embed_type == "timestep":
+        labels = torch.tensor([1, 20, 300])[:batch]
+    elif config.class_embed_type == "identity":
+        labels = torch.randn(batch, 4 * config.block_out_channels[0], generator=generator)
+    return sample, timestep, labels
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_forward_and_gradients_equal_diffusers(name, layout):
+    theirs, ours = pair(name)
+    sample, timestep, labels = inputs(name)
+    ours = ours.to(memory_format=layout)
+    their_sample, our_sample = sample.clone().requires_grad_(), sample.to(memory_format=layout).requires_grad_()
+    expected = theirs(their_sample, timestep, labels).sample
+    actual = ours(our_sample, timestep, labels).sample
+    assert actual.is_contiguous(memory_format=layout)
+    assert relative_error(actual, expected) < 1e-5
+
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
+    (expected * weight).sum().backward()
+    (actual * weight).sum().backward()
+    assert relative_error(our_sample.grad, their_sample.grad) < 1e-5
+    their_grads = {key: p.grad for key, p in theirs.named_parameters() if p.grad is not None}
+    our_grads = {key: p.grad for key, p in ours.named_parameters() if p.grad is not None}
+    assert their_grads.keys() == our_grads.keys()
+    # Some gradients are zero but for rounding (a key's bias, say), so the scale is that of the largest.
+    largest = max(grad.abs().max() for grad in their_grads.values())
+    for key, expected_grad in their_grads.items():
+        error = (our_grads[key] - expected_grad).abs().max()
+        assert error < 1e-4 * expected_grad.abs().max() + 1e-6 * largest, key
+
+
+def test_timestep_as_number_scalar_and_vector():
+    _, ours = pair("small")
+    sample, _, _ = inputs("small")
+    vector = ours(sample, torch.full((3,), 250)).sample
+    for timestep in (250, 250.0, torch.tensor(250), torch.tensor([250])):
+        assert torch.equal(ours(sample, timestep).sample, vector)
+    assert not torch.equal(ours(sample, 251).sample, vector)
+
+
+def test_bfloat16_keeps_the_timestep_in_float32():
+    _, ours = pair("small")
+    ours = ours.to(torch.bfloat16)
+    sample = inputs("small")[0].bfloat16()
+    # bfloat16 has no 750: rounded, the two would be the same.
+    assert not torch.equal(ours(sample, 750).sample, ours(sample, 752).sample)
+    assert ours(sample, 750).sample.dtype == torch.bfloat16
+
+
+def test_state_dict_of_old_attention_keys_loads():
+    theirs, ours = pair("small")
+    old = {
+        key.replace("to_q", "query").replace("to_k", "key").replace("to_v", "value").replace("to_out.0", "proj_attn"): v
+        for key, v in theirs.state_dict().items()
+    }
+    assert old.keys() != theirs.state_dict().keys()
+    fresh = UNet2DModel(**SMALL).eval()
+    fresh.load_state_dict(old)
+    sample, timestep, _ = inputs("small")
+    assert torch.equal(fresh(sample, timestep).sample, ours(sample, timestep).sample)
+
+
+def test_sampling_takes_either_model():
+    theirs, ours = pair("small")
+    noise = inputs("small")[0]
+    torch.testing.assert_close(sample(ours, noise, steps=3), sample(theirs, noise, steps=3), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}, "down_block_types.*CrossAttnDownBlock2D"),
+        ({"up_block_types": ("UpBlock2D",)}, "up_block_types must have one entry"),
+        ({"time_embedding_type": "sinus"}, "time_embedding_type must be one of.*'sinus'"),
+        ({"time_embedding_type": "learned"}, "num_train_timesteps"),
+        ({"act_fn": "gelu"}, "act_fn must be one of.*'gelu'"),
+        ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift.*'spatial'"),
+        ({"norm_num_groups": 5}, "norm_num_groups must divide"),
+        ({"norm_num_groups": None}, "norm_num_groups must divide"),
+        ({"attention_head_dim": 5}, "attention_head_dim must divide"),
+        ({"hidden_size": 5}, "no configuration key 'hidden_size'"),
+    ],
+)
+def test_unsupported_configuration(change, message):
+    with pytest.raises(ValueError, match=message):
+        UNet2DModel(**(SMALL | change))
+
+
+def test_wrong_inputs():
+    model = UNet2DModel(**SMALL)
+    with pytest.raises(ValueError, match=r"sample must be \(N, 3, H, W\)"):
+        model(torch.randn(1, 4, 16, 16), 0)
+    with pytest.raises(ValueError, match="multiples of 2"):
+        model(torch.randn(1, 3, 16, 15), 0)
+    with pytest.raises(ValueError, match="class_labels must not be given"):
+        model(torch.randn(1, 3, 16, 16), 0, torch.tensor([0]))
+    with pytest.raises(ValueError, match="class_labels are required"):
+        UNet2DModel(**CONFIGS["class_labels"])(torch.randn(1, 3, 16, 16), 0)
+
+
+@pytest.mark.parametrize("name", ["small", "scale_shift", "class_labels"])
+def test_folder_made_by_diffusers_loads(name, tmp_path):
+    theirs, ours = pair(name)
+    theirs.save_pretrained(tmp_path)
+    loaded = UNet2DModel.from_pretrained(tmp_path)
+    assert loaded.config == ours.config and not loaded.training
+    assert torch.equal(loaded(*inputs(name)).sample, ours(*inputs(name)).sample)
+
+
+@pytest.mark.parametrize("name", ["small", "scale_shift", "class_labels"])
+def test_folder_of_ours_loads_in_diffusers(name, tmp_path):
+    theirs, ours = pair(name)
+    ours.save_pretrained(tmp_path)
+    loaded = diffusers.UNet2DModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded(*inputs(name)).sample, theirs(*inputs(name)).sample)
+
+
+def test_folder_dtype_and_layout(tmp_path):
+    _, ours = pair("small")
+    ours.to(memory_format=torch.channels_last).save_pretrained(tmp_path, dtype=torch.float16)
+    loaded = UNet2DModel.from_pretrained(tmp_path)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float16}
+    assert all(p.requires_grad for p in loaded.parameters())
+    loaded = UNet2DModel.from_pretrained(tmp_path, dtype=torch.float32)
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[key].half().float()), key
+
+
+def test_from_config_round_trip():
+    model = UNet2DModel(**SMALL)
+    assert UNet2DModel.from_config(model.config).config == model.config
+    with_notes = {"_class_name": "UNet2DModel", "_diffusers_version": "0.42.1", **SMALL}
+    assert UNet2DModel.from_config(with_notes).config == model.config
+
+
+def test_missing_and_damaged_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        UNet2DModel.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="no config.json"):
+        UNet2DModel.from_pretrained(tmp_path)
+    UNet2DModel(**SMALL).save_pretrained(tmp_path)
+    config, weights = tmp_path / "config.json", tmp_path / "diffusion_pytorch_model.safetensors"
+    good_config, good_weights = config.read_bytes(), weights.read_bytes()
+
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match="no diffusion_pytorch_model.safetensors"):
+        UNet2DModel.from_pretrained(tmp_path)
+    for damaged in (b"", b"junk", good_weights[:-100]):
+        weights.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged or not a safetensors file"):
+            UNet2DModel.from_pretrained(tmp_path)
+
+    weights.write_bytes(good_weights)
+    for damaged, message in ((b"{", "not valid JSON"), (b"[]", "must hold a JSON object"), (b"\xff", "not valid JSON")):
+        config.write_bytes(damaged)
+        with pytest.raises(ValueError, match=message):
+            UNet2DModel.from_pretrained(tmp_path)
+    config.write_text(json.dumps({"_class_name": "AutoencoderKL"}))
+    with pytest.raises(ValueError, match="is of a AutoencoderKL"):
+        UNet2DModel.from_pretrained(tmp_path)
+
+    config.write_bytes(good_config)
+    state = safetensors.torch.load_file(weights)
+    for change, message in (
+        (lambda s: s.pop("conv_in.bias"), "Missing key.*conv_in.bias"),
+        (lambda s: s.update(extra=torch.zeros(1)), "Unexpected key.*extra"),
+        (lambda s: s.update({"conv_in.bias": torch.zeros(3)}), "size mismatch for conv_in.bias"),
+    ):
+        changed = dict(state)
+        change(changed)
+        safetensors.torch.save_file(changed, weights)
+        with pytest.raises(ValueError, match=f"(?s)does not fit.*{message}"):
+            UNet2DModel.from_pretrained(tmp_path)
