@@ -37,8 +37,8 @@ using Planner = fastdiff::cuda::GroupNormSiluPlan (*)(const fastdiff::cuda::Grou
 template <Planner planner>
 py::dict plan(int64_t batch, int64_t channels, int64_t spatial, int64_t groups, int dtype_bytes, bool channels_last,
               bool aligned, int sm_count, size_t shared_bytes) {
-  const auto p = planner({batch, channels, spatial, groups, dtype_bytes, channels_last, aligned},
-                         {sm_count, shared_bytes});
+  const auto p =
+      planner({batch, channels, spatial, groups, dtype_bytes, channels_last, aligned}, {sm_count, shared_bytes});
   using namespace py::literals;
   const py::dict tiling("width"_a = p.tiling.width, "lanes"_a = p.tiling.lanes, "part_size"_a = p.tiling.part_size,
                         "parts"_a = p.tiling.parts, "merge_lanes"_a = p.tiling.merge_lanes);

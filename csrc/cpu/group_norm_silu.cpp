@@ -33,7 +33,8 @@ bool streams(const GroupNormSiluParams& p) {
 
 // ---- channels first ------------------------------------------------------------------------------------------------
 
-// Elements after which float32 sums are emptied into float64 ones: beside one outlier, more would vanish in its rounding.
+// Elements after which float32 sums are emptied into float64 ones: beside one outlier, more would vanish in its
+// rounding.
 constexpr int64_t kStretchElements = 1024;
 
 // Sums of (x - center) and its square over runs.
@@ -64,7 +65,7 @@ class ShiftedSums {
     int64_t i = 0;
     for (; i + 2 * kPack <= count; i += 2 * kPack) {
       const Pack v = load_pack(x + i), w = load_pack(x + i + kPack);
-      __builtin_prefetch(reinterpret_cast<const char*>(x + i) + kPrefetchBytes);
+      prefetch(x + i);
       add(0, v.first - center);
       add(1, v.second - center);
       add(2, w.first - center);
@@ -130,7 +131,7 @@ void apply_run(const T* x, T* y, int64_t count, const ChannelMap& map) {
   int64_t i = 0;
   for (; i + kPack <= count; i += kPack) {
     const Pack v = load_pack(x + i);
-    __builtin_prefetch(reinterpret_cast<const char*>(x + i) + kPrefetchBytes);
+    prefetch(x + i);
     store_pack<kStream>(y + i, Pack{activate(v.first), activate(v.second)});
   }
   if (i < count) {
@@ -302,7 +303,7 @@ void apply_rows(const GroupNormSiluParams& p, const T* x, T* y, int64_t rows, co
     int64_t c = 0;
     for (; c + kPack <= p.channels; c += kPack) {
       const Pack v = load_pack(x + c);
-      __builtin_prefetch(reinterpret_cast<const char*>(x + c) + kPrefetchBytes);
+      prefetch(x + c);
       store_pack<kStream>(y + c, Pack{activate(v.first, c), activate(v.second, c + kLanes)});
     }
     if (c < p.channels) {

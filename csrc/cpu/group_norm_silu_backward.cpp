@@ -6,7 +6,8 @@
 //   dtime_bias = sum dx    dscale = weight * D1 + bias * D0    dshift = D0
 //   dweight = sum_n (1 + scale) * D1                           dbias = sum_n (1 + scale) * D0
 //
-// One pass over x and dy for the D, one that recomputes dz and writes dx, over the blocks of the forward kernel.
+// One pass over x and dy for the D, which leaves dz where dx will be; one over x and dz that turns it into dx. Working
+// dz out again would cost more than reading it, and it is rounded there as autograd would round it.
 #include "cpu/group_norm_silu_common.h"
 #include "cpu/sigmoid.h"
 
@@ -29,29 +30,32 @@ struct ChannelSums {
   }
 };
 
-// dx = slope * dz + (x - center) * tilt + lift; slope and center are those of the channel's ChannelMap. The lift comes
-// in two parts: where it cancels slope * dz (in a group of one element, to zero) float32 alone would leave noise.
+// dx = slope * dz + (x - center) * tilt + lift; slope and center are those of the channel's ChannelMap.
 struct GradientMap {
-  float tilt, lift, lift_rest;
+  float tilt, lift;
 };
 
-FASTDIFF_INLINE Float gradient_of_x(Float deviation, Float dz, Float slope, Float tilt, Float lift, Float lift_rest) {
-  return (dz * slope + lift) + (deviation * tilt + lift_rest);
-}
-
 template <class T, bool kSilu>
-FASTDIFF_INLINE Float gradient_of_z(Float deviation, Float dy, Float slope, Float offset) {
-  return kSilu ? dy * silu_derivative<T>(deviation * slope + offset) : dy;
+FASTDIFF_INLINE Pack gradient_of_z(Pack deviation, Pack dy, const Float (&slope)[2], const Float (&offset)[2]) {
+  if constexpr (!kSilu) return dy;
+  return {dy.first * silu_derivative<T>(deviation.first * slope[0] + offset[0]),
+          dy.second * silu_derivative<T>(deviation.second * slope[1] + offset[1])};
 }
 
-ChannelMap forward_map(const GroupNormSiluParams& p, const Operands& operands, int64_t sample, int64_t channel) {
-  const int64_t group = sample * p.groups + channel / (p.channels / p.groups);
-  return fold(operands, sample, channel, p.mean[group], p.rstd[group]);
+// The map of every channel of every sample, as the forward pass had it.
+void fill_maps(const GroupNormSiluParams& p, const Operands& operands, const Threads& threads, ChannelMap* maps) {
+  const int64_t width = p.channels / p.groups;
+  parallel_for(threads, p.batch * p.groups, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; unit++)
+      for (int64_t i = 0; i < width; i++)
+        maps[unit * width + i] =
+            fold(operands, unit / p.groups, unit % p.groups * width + i, p.mean[unit], p.rstd[unit]);
+  });
 }
 
 // From the channels' sums of one (sample, group): what dx needs, and the gradients of the per-sample operands.
 void finish_group(const GroupNormSiluBackwardParams& b, const Operands& operands, int64_t sample, int64_t group,
-                  ChannelSums* sums, GradientMap* maps) {
+                  ChannelMap* maps, ChannelSums* sums, GradientMap* gradients) {
   const GroupNormSiluParams& p = b.forward;
   const int64_t width = p.channels / p.groups, first = group * width;
   const double mean = p.mean[sample * p.groups + group], rstd = p.rstd[sample * p.groups + group];
@@ -59,7 +63,9 @@ void finish_group(const GroupNormSiluBackwardParams& b, const Operands& operands
   const float *weight = operands.weight.row(sample), *bias = operands.bias.row(sample);
   double total0 = 0, total1 = 0;
   for (int64_t i = 0; i < width; i++) {
-    const ChannelMap map = forward_map(p, operands, sample, first + i);
+    ChannelMap& map = maps[i];
+    // A lone element is its own mean: nothing flows back to it, and rounding must not say otherwise.
+    if (width * p.spatial == 1) map.slope = 0;
     // The sums are about the rounded center: move them to the exact one.
     const double moved = map.center - (mean - operands.time_bias.row(sample)[first + i]);
     sums[i].product += moved * sums[i].dz;
@@ -68,15 +74,13 @@ void finish_group(const GroupNormSiluBackwardParams& b, const Operands& operands
     total1 += map.slope * sums[i].product;
   }
   const double lift = -total0 / elements, tilt = -rstd * rstd * total1 / elements;
-  const float rounded_lift = canonical(lift);
-  const GradientMap map{canonical(tilt), rounded_lift, canonical(lift - rounded_lift)};
+  const GradientMap gradient{canonical(tilt), canonical(lift)};
   for (int64_t i = 0; i < width; i++) {
     const int64_t c = first + i, row = sample * p.channels + c;
-    const double slope = forward_map(p, operands, sample, c).slope;
     const double d0 = sums[i].dz, d1 = sums[i].product * rstd;
-    maps[i] = map;
+    gradients[i] = gradient;
     if (b.dtime_bias)
-      b.dtime_bias[row] = static_cast<float>(slope * d0 + tilt * sums[i].deviation + lift * double(p.spatial));
+      b.dtime_bias[row] = static_cast<float>(maps[i].slope * d0 + tilt * sums[i].deviation + lift * double(p.spatial));
     if (b.dscale) b.dscale[row] = static_cast<float>(weight[c] * d1 + bias[c] * d0);
     if (b.dshift) b.dshift[row] = static_cast<float>(d0);
   }
@@ -101,28 +105,39 @@ void finish_affine(const GroupNormSiluBackwardParams& b, const Operands& operand
 
 // ---- channels first ------------------------------------------------------------------------------------------------
 
+// Sums over a run; also writes dz, unless that is dy itself.
 template <class T, bool kSilu>
-ChannelSums sum_run(const T* x, const T* dy, int64_t count, const ChannelMap& map) {
-  const Float center = broadcast(map.center), slope = broadcast(map.slope), offset = broadcast(map.offset);
+ChannelSums sum_run(const T* x, const T* dy, T* dz_out, int64_t count, const ChannelMap& map) {
+  const Float center = broadcast(map.center);
+  const Float slope[2] = {broadcast(map.slope), broadcast(map.slope)};
+  const Float offset[2] = {broadcast(map.offset), broadcast(map.offset)};
   WideSum total_dz, total_product, total_deviation;
   for (int64_t begin = 0; begin < count; begin += kStretchElements) {
     Float dz[2] = {}, product[2] = {}, deviation[2] = {};
-    const auto add = [&](int chain, Float d, Float grad) FASTDIFF_INLINE_LAMBDA {
-      const Float g = gradient_of_z<T, kSilu>(d, grad, slope, offset);
-      dz[chain] += g;
-      product[chain] += g * d;
-      deviation[chain] += d;
+    const auto add = [&](Pack d, Pack grad) FASTDIFF_INLINE_LAMBDA {
+      const Pack g = gradient_of_z<T, kSilu>(d, grad, slope, offset);
+      dz[0] += g.first;
+      dz[1] += g.second;
+      product[0] += g.first * d.first;
+      product[1] += g.second * d.second;
+      deviation[0] += d.first;
+      deviation[1] += d.second;
+      return g;
     };
     const int64_t end = minimum(begin + kStretchElements, count);
-    for (int64_t i = begin; i < end; i += kPack) {
-      const int left = static_cast<int>(minimum(kPack, end - i));
-      const bool whole = left == kPack;
-      const Pack v = whole ? load_pack(x + i) : load_partial(x + i, left);
-      const Pack g = whole ? load_pack(dy + i) : load_partial(dy + i, left);
-      Pack d{v.first - center, v.second - center};
-      if (!whole) d = keep_first<T>(d, left);
-      add(0, d.first, g.first);
-      add(1, d.second, g.second);
+    int64_t i = begin;
+    for (; i + kPack <= end; i += kPack) {
+      const Pack v = load_pack(x + i), grad = load_pack(dy + i);
+      prefetch(x + i);
+      prefetch(dy + i);
+      const Pack g = add({v.first - center, v.second - center}, grad);
+      if constexpr (kSilu) store_pack<false>(dz_out + i, g);
+    }
+    if (i < end) {
+      const int left = static_cast<int>(end - i);
+      const Pack v = load_partial(x + i, left), grad = load_partial(dy + i, left);
+      const Pack g = add(keep_first<T>({v.first - center, v.second - center}, left), grad);
+      if constexpr (kSilu) store_partial(dz_out + i, g, left);
     }
     total_dz.add(dz[0] + dz[1]);
     total_product.add(product[0] + product[1]);
@@ -131,23 +146,23 @@ ChannelSums sum_run(const T* x, const T* dy, int64_t count, const ChannelMap& ma
   return {total_dz.total(), total_product.total(), total_deviation.total()};
 }
 
-template <class T, bool kSilu>
-void gradient_run(const T* x, const T* dy, T* dx, int64_t count, const ChannelMap& map, const GradientMap& gradient) {
-  const Float center = broadcast(map.center), slope = broadcast(map.slope), offset = broadcast(map.offset);
-  const Float tilt = broadcast(gradient.tilt), lift = broadcast(gradient.lift), rest = broadcast(gradient.lift_rest);
-  const auto dx_of = [&](Float v, Float grad) FASTDIFF_INLINE_LAMBDA {
-    const Float d = v - center;
-    return gradient_of_x(d, gradient_of_z<T, kSilu>(d, grad, slope, offset), slope, tilt, lift, rest);
-  };
-  for (int64_t i = 0; i < count; i += kPack) {
-    const int left = static_cast<int>(minimum(kPack, count - i));
-    if (left == kPack) {
-      const Pack v = load_pack(x + i), g = load_pack(dy + i);
-      store_pack<false>(dx + i, Pack{dx_of(v.first, g.first), dx_of(v.second, g.second)});
-    } else {
-      const Pack v = load_partial(x + i, left), g = load_partial(dy + i, left);
-      store_partial(dx + i, Pack{dx_of(v.first, g.first), dx_of(v.second, g.second)}, left);
-    }
+// dx may be where dz is.
+template <class T>
+void gradient_run(const T* x, const T* dz, T* dx, int64_t count, const ChannelMap& map, const GradientMap& gradient) {
+  const Float center = broadcast(map.center), slope = broadcast(map.slope);
+  const Float tilt = broadcast(gradient.tilt), lift = broadcast(gradient.lift);
+  const auto dx_of = [&](Float v, Float g) FASTDIFF_INLINE_LAMBDA { return g * slope + ((v - center) * tilt + lift); };
+  int64_t i = 0;
+  for (; i + kPack <= count; i += kPack) {
+    const Pack v = load_pack(x + i), g = load_pack(dz + i);
+    prefetch(x + i);
+    prefetch(dz + i);
+    store_pack<false>(dx + i, Pack{dx_of(v.first, g.first), dx_of(v.second, g.second)});
+  }
+  if (i < count) {
+    const int left = static_cast<int>(count - i);
+    const Pack v = load_partial(x + i, left), g = load_partial(dz + i, left);
+    store_partial(dx + i, Pack{dx_of(v.first, g.first), dx_of(v.second, g.second)}, left);
   }
 }
 
@@ -162,6 +177,9 @@ void backward_channels_first(const GroupNormSiluBackwardParams& b, const Threads
   const Scratch<ChannelSums> partial(p.batch * p.channels * pieces.count());
   const Scratch<ChannelSums> sums(p.batch * p.channels);
   const Scratch<GradientMap> gradients(p.batch * p.channels);
+  const Scratch<ChannelMap> maps(p.batch * p.channels);
+  fill_maps(p, operands, threads, maps);
+  const Activation dx{b.dx, p.channels * p.spatial, p.spatial};
 
   struct Piece {
     int64_t sample, channel, begin, count;
@@ -175,8 +193,8 @@ void backward_channels_first(const GroupNormSiluBackwardParams& b, const Threads
   };
   const auto reduce = [&](int64_t unit, int64_t block) {
     const Piece s = piece_of(unit, block);
-    partial[unit * blocks + block] =
-        sum_run<T, kSilu>(at(p.x, s), at(b.dy, s), s.count, forward_map(p, operands, s.sample, s.channel));
+    partial[unit * blocks + block] = sum_run<T, kSilu>(at(p.x, s), at(b.dy, s), const_cast<T*>(at(dx, s)), s.count,
+                                                       maps[s.sample * p.channels + s.channel]);
   };
   const auto finish = [&](int64_t unit) {
     for (int64_t i = 0; i < width; i++) {
@@ -185,13 +203,13 @@ void backward_channels_first(const GroupNormSiluBackwardParams& b, const Threads
         total.add(partial[unit * blocks + i * pieces.count() + piece]);
       sums[unit * width + i] = total;
     }
-    finish_group(b, operands, unit / p.groups, unit % p.groups, sums + unit * width, gradients + unit * width);
+    finish_group(b, operands, unit / p.groups, unit % p.groups, maps + unit * width, sums + unit * width,
+                 gradients + unit * width);
   };
   const auto apply = [&](int64_t unit, int64_t block) {
     const Piece s = piece_of(unit, block);
     const int64_t row = s.sample * p.channels + s.channel;
-    gradient_run<T, kSilu>(at(p.x, s), at(b.dy, s), static_cast<T*>(b.dx) + row * p.spatial + s.begin, s.count,
-                           forward_map(p, operands, s.sample, s.channel), gradients[row]);
+    gradient_run(at(p.x, s), at(kSilu ? dx : b.dy, s), const_cast<T*>(at(dx, s)), s.count, maps[row], gradients[row]);
   };
   run_units(threads, p.batch * p.groups, blocks, reduce, finish, apply);
   finish_affine(b, operands, sums);
@@ -201,71 +219,87 @@ void backward_channels_first(const GroupNormSiluBackwardParams& b, const Threads
 
 // Per-channel values of one sample in slot order, `lanes` floats each.
 struct SampleMaps {
-  float *center, *slope, *offset, *tilt, *lift, *lift_rest;
+  float *center, *slope, *offset, *tilt, *lift;
 };
 
-constexpr int kSampleMaps = 6;
+constexpr int kSampleMaps = 5;
 
 SampleMaps maps_of(float* memory, int64_t lanes) {
-  return {memory, memory + lanes, memory + 2 * lanes, memory + 3 * lanes, memory + 4 * lanes, memory + 5 * lanes};
+  return {memory, memory + lanes, memory + 2 * lanes, memory + 3 * lanes, memory + 4 * lanes};
 }
 
-// Adds `rows` pixels of one pack of channels to the sums at dz, dz + lanes and dz + 2 * lanes.
+// The rows of pixels that a pass reads and writes.
+template <class T>
+struct Rows {
+  const T* x;
+  int64_t x_stride;
+  const T* gradient;  // dy, or dz once it is known
+  int64_t gradient_stride;
+  T* dx;
+  int64_t dx_stride;
+};
+
+// Adds `rows` pixels of one pack of channels to the totals of dz, of dz * (x - center) and of x - center, which lie
+// `lanes` apart. Also writes dz, unless that is dy itself.
 template <class T, bool kSilu>
-void sum_strip(const T* x, int64_t x_stride, const T* dy, int64_t dy_stride, int64_t rows, int count,
-               const SampleMaps& maps, int64_t c, float* sums, int64_t lanes) {
+void sum_stretch(const Rows<T>& at, int64_t rows, int count, const SampleMaps& maps, int64_t c, double* totals,
+                 int64_t lanes) {
   const Float center[2] = {load(maps.center + c), load(maps.center + c + kLanes)};
   const Float slope[2] = {load(maps.slope + c), load(maps.slope + c + kLanes)};
   const Float offset[2] = {load(maps.offset + c), load(maps.offset + c + kLanes)};
-  Float totals[3][2];
-  for (int k = 0; k < 3; k++)
-    for (int i = 0; i < 2; i++) totals[k][i] = load(sums + k * lanes + c + i * kLanes);
-  const auto add = [&](int i, Float v, Float grad) FASTDIFF_INLINE_LAMBDA {
-    const Float d = v - center[i];
-    const Float g = gradient_of_z<T, kSilu>(d, grad, slope[i], offset[i]);
-    totals[0][i] += g;
-    totals[1][i] += g * d;
-    totals[2][i] += d;
+  Float sums[3][2] = {};
+  const auto add = [&](Pack v, Pack grad) FASTDIFF_INLINE_LAMBDA {
+    const Pack d{v.first - center[0], v.second - center[1]};
+    const Pack g = gradient_of_z<T, kSilu>(d, grad, slope, offset);
+    sums[0][0] += g.first;
+    sums[0][1] += g.second;
+    sums[1][0] += g.first * d.first;
+    sums[1][1] += g.second * d.second;
+    sums[2][0] += d.first;
+    sums[2][1] += d.second;
+    return g;
   };
-  for (int64_t row = 0; row < rows; row++, x += x_stride, dy += dy_stride) {
-    const Pack v = count == kPack ? load_pack(x + c) : load_partial(x + c, count);
-    const Pack g = count == kPack ? load_pack(dy + c) : load_partial(dy + c, count);
-    add(0, v.first, g.first);
-    add(1, v.second, g.second);
+  for (int64_t row = 0; row < rows; row++) {
+    const T *x = at.x + row * at.x_stride + c, *dy = at.gradient + row * at.gradient_stride + c;
+    T* dz = at.dx + row * at.dx_stride + c;
+    __builtin_prefetch(x + kStretchPixels * at.x_stride);
+    __builtin_prefetch(dy + kStretchPixels * at.gradient_stride);
+    if (count == kPack) {
+      const Pack g = add(load_pack(x), load_pack(dy));
+      if constexpr (kSilu) store_pack<false>(dz, g);
+    } else {
+      const Pack g = add(load_partial(x, count), load_partial(dy, count));
+      if constexpr (kSilu) store_partial(dz, g, count);
+    }
   }
   for (int k = 0; k < 3; k++)
-    for (int i = 0; i < 2; i++) store(sums + k * lanes + c + i * kLanes, totals[k][i]);
+    for (int i = 0; i < 2; i++) {
+      float values[kLanes];
+      store(values, sums[k][i]);
+      double* target = totals + k * lanes + c + i * kLanes;
+      for (int lane = 0; lane < kLanes; lane++) target[lane] += values[lane];
+    }
 }
 
-// Adds `rows` pixels of all channels, a few at a time so that they are still in the L1 cache for the next pack.
-template <class T, bool kSilu>
-void sum_stretch(const T* x, int64_t x_stride, const T* dy, int64_t dy_stride, int64_t rows, int64_t channels,
-                 const SampleMaps& maps, float* sums, int64_t lanes) {
-  constexpr int64_t kStrip = 8;
-  for (int64_t row = 0; row < rows; row += kStrip)
-    for (int64_t c = 0; c < channels; c += kPack)
-      sum_strip<T, kSilu>(x + row * x_stride, x_stride, dy + row * dy_stride, dy_stride, minimum(kStrip, rows - row),
-                          static_cast<int>(minimum(kPack, channels - c)), maps, c, sums, lanes);
-}
-
-template <class T, bool kSilu>
-void gradient_rows(const T* x, int64_t x_stride, const T* dy, int64_t dy_stride, T* dx, int64_t rows, int64_t channels,
-                   const SampleMaps& maps) {
-  const auto dx_of = [&](Float v, Float grad, int64_t i) FASTDIFF_INLINE_LAMBDA {
-    const Float d = v - load(maps.center + i), slope = load(maps.slope + i);
-    const Float dz = gradient_of_z<T, kSilu>(d, grad, slope, load(maps.offset + i));
-    return gradient_of_x(d, dz, slope, load(maps.tilt + i), load(maps.lift + i), load(maps.lift_rest + i));
+template <class T>
+void gradient_rows(const Rows<T>& at, int64_t rows, int64_t channels, const SampleMaps& maps) {
+  const auto dx_of = [&](Float v, Float g, int64_t i) FASTDIFF_INLINE_LAMBDA {
+    return g * load(maps.slope + i) + ((v - load(maps.center + i)) * load(maps.tilt + i) + load(maps.lift + i));
   };
-  for (int64_t row = 0; row < rows; row++, x += x_stride, dy += dy_stride, dx += channels) {
-    for (int64_t c = 0; c < channels; c += kPack) {
-      const int left = static_cast<int>(minimum(kPack, channels - c));
-      if (left == kPack) {
-        const Pack v = load_pack(x + c), g = load_pack(dy + c);
-        store_pack<false>(dx + c, Pack{dx_of(v.first, g.first, c), dx_of(v.second, g.second, c + kLanes)});
-      } else {
-        const Pack v = load_partial(x + c, left), g = load_partial(dy + c, left);
-        store_partial(dx + c, Pack{dx_of(v.first, g.first, c), dx_of(v.second, g.second, c + kLanes)}, left);
-      }
+  for (int64_t row = 0; row < rows; row++) {
+    const T *x = at.x + row * at.x_stride, *dz = at.gradient + row * at.gradient_stride;
+    T* dx = at.dx + row * at.dx_stride;
+    int64_t c = 0;
+    for (; c + kPack <= channels; c += kPack) {
+      const Pack v = load_pack(x + c), g = load_pack(dz + c);
+      prefetch(x + c);
+      prefetch(dz + c);
+      store_pack<false>(dx + c, Pack{dx_of(v.first, g.first, c), dx_of(v.second, g.second, c + kLanes)});
+    }
+    if (c < channels) {
+      const int left = static_cast<int>(channels - c);
+      const Pack v = load_partial(x + c, left), g = load_partial(dz + c, left);
+      store_partial(dx + c, Pack{dx_of(v.first, g.first, c), dx_of(v.second, g.second, c + kLanes)}, left);
     }
   }
 }
@@ -281,30 +315,33 @@ void backward_channels_last(const GroupNormSiluBackwardParams& b, const Threads&
   const Scratch<GradientMap> gradients(p.batch * p.channels);
   const Scratch<float> map_memory(p.batch * kSampleMaps * lanes);
   std::memset(map_memory, 0, p.batch * kSampleMaps * lanes * sizeof(float));
+  const Scratch<ChannelMap> channel_maps(p.batch * p.channels);
+  fill_maps(p, operands, threads, channel_maps);
   for (int64_t n = 0; n < p.batch; n++) {
     const SampleMaps maps = maps_of(map_memory + n * kSampleMaps * lanes, lanes);
     for (int64_t c = 0; c < p.channels; c++) {
-      const ChannelMap map = forward_map(p, operands, n, c);
+      const ChannelMap& map = channel_maps[n * p.channels + c];
       maps.center[slot<T>(c)] = map.center;
       maps.slope[slot<T>(c)] = map.slope;
       maps.offset[slot<T>(c)] = map.offset;
     }
   }
 
-  const auto at = [&](const Activation& a, int64_t n, int64_t row) {
-    return static_cast<const T*>(a.data) + n * a.batch_stride + row * a.stride;
+  const Activation dx{b.dx, p.channels * p.spatial, p.channels};
+  const auto rows_at = [&](const Activation& gradient, int64_t n, int64_t row) {
+    const auto start = [&](const Activation& a) {
+      return static_cast<const T*>(a.data) + n * a.batch_stride + row * a.stride;
+    };
+    return Rows<T>{start(p.x), p.x.stride, start(gradient), gradient.stride, const_cast<T*>(start(dx)), dx.stride};
   };
   const auto reduce = [&](int64_t n, int64_t block) {
-    const Scratch<float> sums(3 * lanes);
     double* totals = partial + (n * blocks.count() + block) * 3 * lanes;
     std::memset(totals, 0, 3 * lanes * sizeof(double));
-    for (int64_t row = blocks.begin(block); row < blocks.end(block); row += kStretchPixels) {
-      std::memset(sums, 0, 3 * lanes * sizeof(float));
-      sum_stretch<T, kSilu>(at(p.x, n, row), p.x.stride, at(b.dy, n, row), b.dy.stride,
-                            minimum(kStretchPixels, blocks.end(block) - row), p.channels,
-                            maps_of(map_memory + n * kSampleMaps * lanes, lanes), sums, lanes);
-      for (int64_t i = 0; i < 3 * lanes; i++) totals[i] += sums[i];
-    }
+    const SampleMaps maps = maps_of(map_memory + n * kSampleMaps * lanes, lanes);
+    for (int64_t row = blocks.begin(block); row < blocks.end(block); row += kStretchPixels)
+      for (int64_t c = 0; c < p.channels; c += kPack)
+        sum_stretch<T, kSilu>(rows_at(b.dy, n, row), minimum(kStretchPixels, blocks.end(block) - row),
+                              static_cast<int>(minimum(kPack, p.channels - c)), maps, c, totals, lanes);
   };
   const auto finish = [&](int64_t n) {
     for (int64_t c = 0; c < p.channels; c++) {
@@ -318,19 +355,16 @@ void backward_channels_last(const GroupNormSiluBackwardParams& b, const Threads&
     const SampleMaps maps = maps_of(map_memory + n * kSampleMaps * lanes, lanes);
     for (int64_t g = 0; g < p.groups; g++) {
       const int64_t first = n * p.channels + g * width;
-      finish_group(b, operands, n, g, sums + first, gradients + first);
+      finish_group(b, operands, n, g, channel_maps + first, sums + first, gradients + first);
     }
     for (int64_t c = 0; c < p.channels; c++) {
       maps.tilt[slot<T>(c)] = gradients[n * p.channels + c].tilt;
       maps.lift[slot<T>(c)] = gradients[n * p.channels + c].lift;
-      maps.lift_rest[slot<T>(c)] = gradients[n * p.channels + c].lift_rest;
     }
   };
   const auto apply = [&](int64_t n, int64_t block) {
-    const int64_t row = blocks.begin(block);
-    gradient_rows<T, kSilu>(at(p.x, n, row), p.x.stride, at(b.dy, n, row), b.dy.stride,
-                            static_cast<T*>(b.dx) + (n * p.spatial + row) * p.channels, blocks.end(block) - row,
-                            p.channels, maps_of(map_memory + n * kSampleMaps * lanes, lanes));
+    gradient_rows(rows_at(kSilu ? dx : b.dy, n, blocks.begin(block)), blocks.end(block) - blocks.begin(block),
+                  p.channels, maps_of(map_memory + n * kSampleMaps * lanes, lanes));
   };
   run_units(threads, p.batch, blocks.count(), reduce, finish, apply);
   finish_affine(b, operands, sums);

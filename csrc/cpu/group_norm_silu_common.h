@@ -20,11 +20,15 @@ namespace {
 
 // Below this many elements, waking a thread costs more than it saves.
 constexpr int64_t kSerialElements = 32768;
-constexpr int64_t kBlockElements = 16384;          // channels first: one block, small beside any L2
-constexpr int64_t kBlockElementsPixels = 131072;   // channels last: long enough to hide the per-channel work
+constexpr int64_t kBlockElements = 16384;         // channels first: one block, small beside any L2
+constexpr int64_t kBlockElementsPixels = 131072;  // channels last: long enough to hide the per-channel work
 
 // How far ahead a streaming loop asks for its input: the walk over channels-last pixels hides from the prefetchers.
 constexpr int64_t kPrefetchBytes = 1024;
+
+FASTDIFF_INLINE void prefetch(const void* address) {
+  __builtin_prefetch(static_cast<const char*>(address) + kPrefetchBytes);
+}
 
 // Memory for one call. Plain malloc: nothing here may instantiate library templates (see simd.h).
 template <class Value>
@@ -50,8 +54,7 @@ inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
 class ChannelRows {
  public:
   ChannelRows(const ChannelVector& vector, int64_t batch, int64_t channels, float absent)
-      : stride_(vector.data && vector.batch_stride ? channels : 0),
-        values_((stride_ && batch ? batch : 1) * channels) {
+      : stride_(vector.data && vector.batch_stride ? channels : 0), values_((stride_ && batch ? batch : 1) * channels) {
     if (!vector.data) {
       for (int64_t c = 0; c < channels; c++) values_[c] = absent;
     } else {

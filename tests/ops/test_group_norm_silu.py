@@ -177,8 +177,8 @@ def test_slices_are_read_in_place(device: Backend, dtype) -> None:
     nhwc = wide.contiguous(memory_format=torch.channels_last)
     cases = [wide[:, 7:39], nhwc[:, 8:40], nhwc[:, 3:35], wide[::2, 16:], wide[:, :32, 2:9], wide.transpose(2, 3)]
     cases += [wide[:, 5:37, ::2, 1:], wide[:1, :32].expand(3, -1, -1, -1), nhwc[:, :32, :, ::3]]
+    groups = 8
     for x in cases:
-        groups = 8
         operands = make_operands(x.shape, dtype, device.device)
         y, mean, rstd = run(device, x, groups, operands)
         exact = define(x, groups, operands, torch.float64)
