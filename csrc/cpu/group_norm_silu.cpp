@@ -121,23 +121,26 @@ Moments block_moments(const T* x, const Runs& runs, int64_t begin, int64_t end, 
   return {center + (total + rounding) / count, not_negative(s.total_squares() - total * total / count), count};
 }
 
+template <class T, bool kSilu>
+FASTDIFF_INLINE Float activate(Float x, Float center, Float slope, Float offset) {
+  const Float z = (x - center) * slope + offset;
+  return kSilu ? silu<T>(z) : z;
+}
+
 template <class T, bool kSilu, bool kStream>
 void apply_run(const T* x, T* y, int64_t count, const ChannelMap& map) {
   const Float center = broadcast(map.center), slope = broadcast(map.slope), offset = broadcast(map.offset);
-  const auto activate = [&](Float v) FASTDIFF_INLINE_LAMBDA {
-    const Float z = (v - center) * slope + offset;
-    return kSilu ? silu<T>(z) : z;
-  };
+  const auto y_of = [&](Float v) FASTDIFF_INLINE_LAMBDA { return activate<T, kSilu>(v, center, slope, offset); };
   int64_t i = 0;
   for (; i + kPack <= count; i += kPack) {
     const Pack v = load_pack(x + i);
     prefetch(x + i);
-    store_pack<kStream>(y + i, Pack{activate(v.first), activate(v.second)});
+    store_pack<kStream>(y + i, Pack{y_of(v.first), y_of(v.second)});
   }
   if (i < count) {
     const int left = static_cast<int>(count - i);
     const Pack v = load_partial(x + i, left);
-    store_partial(y + i, Pack{activate(v.first), activate(v.second)}, left);
+    store_partial(y + i, Pack{y_of(v.first), y_of(v.second)}, left);
   }
 }
 
@@ -164,7 +167,7 @@ void forward_channels_first(const GroupNormSiluParams& p, const Threads& threads
     return static_cast<const T*>(p.x.data) + unit / p.groups * p.x.batch_stride + unit % p.groups * width * p.x.stride;
   };
   const auto reduce = [&](int64_t unit, int64_t block) {
-    const float* time_bias = operands.time_bias.row(unit / p.groups) + unit % p.groups * width;
+    const float* time_bias = operands.rows(unit / p.groups).time_bias + unit % p.groups * width;
     moments[unit * blocks.count() + block] =
         block_moments(input(unit), statistics_runs, blocks.begin(block), blocks.end(block), time_bias);
   };
@@ -172,8 +175,9 @@ void forward_channels_first(const GroupNormSiluParams& p, const Threads& threads
     Moments total;
     for (int64_t block = 0; block < blocks.count(); block++) total.merge(moments[unit * blocks.count() + block]);
     const double rstd = finish_group(p, unit, total);
+    const OperandRows rows = operands.rows(unit / p.groups);
     for (int64_t c = 0; c < width; c++)
-      maps[unit * width + c] = fold(operands, unit / p.groups, unit % p.groups * width + c, total.mean, rstd);
+      maps[unit * width + c] = fold(rows, unit % p.groups * width + c, total.mean, rstd);
   };
   const auto apply = [&](int64_t unit, int64_t block) {
     T* y = static_cast<T*>(p.y) + unit * runs.elements();
@@ -295,21 +299,20 @@ void merge_channels(const GroupNormSiluParams& p, int64_t rows, const float* tim
 template <class T, bool kSilu, bool kStream>
 void apply_rows(const GroupNormSiluParams& p, const T* x, T* y, int64_t rows, const float* center, const float* slope,
                 const float* offset) {
-  const auto activate = [&](Float v, int64_t i) FASTDIFF_INLINE_LAMBDA {
-    const Float z = (v - load(center + i)) * load(slope + i) + load(offset + i);
-    return kSilu ? silu<T>(z) : z;
+  const auto y_of = [&](Float v, int64_t i) FASTDIFF_INLINE_LAMBDA {
+    return activate<T, kSilu>(v, load(center + i), load(slope + i), load(offset + i));
   };
   for (int64_t row = 0; row < rows; row++, x += p.x.stride, y += p.channels) {
     int64_t c = 0;
     for (; c + kPack <= p.channels; c += kPack) {
       const Pack v = load_pack(x + c);
       prefetch(x + c);
-      store_pack<kStream>(y + c, Pack{activate(v.first, c), activate(v.second, c + kLanes)});
+      store_pack<kStream>(y + c, Pack{y_of(v.first, c), y_of(v.second, c + kLanes)});
     }
     if (c < p.channels) {
       const int left = static_cast<int>(p.channels - c);
       const Pack v = load_partial(x + c, left);
-      store_partial(y + c, Pack{activate(v.first, c), activate(v.second, c + kLanes)}, left);
+      store_partial(y + c, Pack{y_of(v.first, c), y_of(v.second, c + kLanes)}, left);
     }
   }
 }
@@ -330,7 +333,7 @@ void forward_channels_last(const GroupNormSiluParams& p, const Threads& threads)
     const Scratch<float> memory(ChannelMoments::floats(lanes));
     const ChannelMoments channels(memory, lanes);
     block_channel_moments(input(n, block), rows(block), p.x.stride, p.channels, channels);
-    merge_channels<T>(p, rows(block), operands.time_bias.row(n), channels,
+    merge_channels<T>(p, rows(block), operands.rows(n).time_bias, channels,
                       moments + (n * blocks.count() + block) * p.groups);
   };
   const auto finish = [&](int64_t n) {
@@ -342,7 +345,7 @@ void forward_channels_last(const GroupNormSiluParams& p, const Threads& threads)
         total.merge(moments[(n * blocks.count() + block) * p.groups + g]);
       const double rstd = finish_group(p, n * p.groups + g, total);
       for (int64_t c = g * width; c < (g + 1) * width; c++) {
-        const ChannelMap folded = fold(operands, n, c, total.mean, rstd);
+        const ChannelMap folded = fold(operands.rows(n), c, total.mean, rstd);
         const int64_t i = slot<T>(c);
         map[i] = folded.center;
         map[lanes + i] = folded.slope;

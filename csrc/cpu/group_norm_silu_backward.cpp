@@ -46,10 +46,11 @@ FASTDIFF_INLINE Pack gradient_of_z(Pack deviation, Pack dy, const Float (&slope)
 void fill_maps(const GroupNormSiluParams& p, const Operands& operands, const Threads& threads, ChannelMap* maps) {
   const int64_t width = p.channels / p.groups;
   parallel_for(threads, p.batch * p.groups, [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; unit++)
+    for (int64_t unit = begin; unit < end; unit++) {
+      const OperandRows rows = operands.rows(unit / p.groups);
       for (int64_t i = 0; i < width; i++)
-        maps[unit * width + i] =
-            fold(operands, unit / p.groups, unit % p.groups * width + i, p.mean[unit], p.rstd[unit]);
+        maps[unit * width + i] = fold(rows, unit % p.groups * width + i, p.mean[unit], p.rstd[unit]);
+    }
   });
 }
 
@@ -60,14 +61,14 @@ void finish_group(const GroupNormSiluBackwardParams& b, const Operands& operands
   const int64_t width = p.channels / p.groups, first = group * width;
   const double mean = p.mean[sample * p.groups + group], rstd = p.rstd[sample * p.groups + group];
   const double elements = double(width * p.spatial);
-  const float *weight = operands.weight.row(sample), *bias = operands.bias.row(sample);
+  const OperandRows rows = operands.rows(sample);
   double total0 = 0, total1 = 0;
   for (int64_t i = 0; i < width; i++) {
     ChannelMap& map = maps[i];
     // A lone element is its own mean: nothing flows back to it, and rounding must not say otherwise.
     if (width * p.spatial == 1) map.slope = 0;
     // The sums are about the rounded center: move them to the exact one.
-    const double moved = map.center - (mean - operands.time_bias.row(sample)[first + i]);
+    const double moved = map.center - (mean - rows.time_bias[first + i]);
     sums[i].product += moved * sums[i].dz;
     sums[i].deviation += moved * double(p.spatial);
     total0 += map.slope * sums[i].dz;  // the slope as rounded as where dx uses it
@@ -81,7 +82,7 @@ void finish_group(const GroupNormSiluBackwardParams& b, const Operands& operands
     gradients[i] = gradient;
     if (b.dtime_bias)
       b.dtime_bias[row] = static_cast<float>(maps[i].slope * d0 + tilt * sums[i].deviation + lift * double(p.spatial));
-    if (b.dscale) b.dscale[row] = static_cast<float>(weight[c] * d1 + bias[c] * d0);
+    if (b.dscale) b.dscale[row] = static_cast<float>(rows.weight[c] * d1 + rows.bias[c] * d0);
     if (b.dshift) b.dshift[row] = static_cast<float>(d0);
   }
 }
@@ -94,7 +95,7 @@ void finish_affine(const GroupNormSiluBackwardParams& b, const Operands& operand
     double dweight = 0, dbias = 0;
     for (int64_t n = 0; n < p.batch; n++) {
       const ChannelSums& s = sums[n * p.channels + c];
-      const double gain = 1.0 + operands.scale.row(n)[c];
+      const double gain = 1.0 + operands.rows(n).scale[c];
       dweight += gain * s.product * p.rstd[n * p.groups + c / (p.channels / p.groups)];
       dbias += gain * s.dz;
     }

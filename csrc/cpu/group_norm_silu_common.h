@@ -83,14 +83,26 @@ class ChannelRows {
   Scratch<float> values_;
 };
 
-struct Operands {
+// The operands of one sample, a float a channel.
+struct OperandRows {
+  const float *weight, *bias, *time_bias, *scale, *shift;
+};
+
+class Operands {
+ public:
   explicit Operands(const GroupNormSiluParams& p)
-      : weight(p.weight, p.batch, p.channels, 1.0f),
-        bias(p.bias, p.batch, p.channels, 0.0f),
-        time_bias(p.time_bias, p.batch, p.channels, 0.0f),
-        scale(p.scale, p.batch, p.channels, 0.0f),
-        shift(p.shift, p.batch, p.channels, 0.0f) {}
-  ChannelRows weight, bias, time_bias, scale, shift;
+      : weight_(p.weight, p.batch, p.channels, 1.0f),
+        bias_(p.bias, p.batch, p.channels, 0.0f),
+        time_bias_(p.time_bias, p.batch, p.channels, 0.0f),
+        scale_(p.scale, p.batch, p.channels, 0.0f),
+        shift_(p.shift, p.batch, p.channels, 0.0f) {}
+
+  OperandRows rows(int64_t sample) const {
+    return {weight_.row(sample), bias_.row(sample), time_bias_.row(sample), scale_.row(sample), shift_.row(sample)};
+  }
+
+ private:
+  ChannelRows weight_, bias_, time_bias_, scale_, shift_;
 };
 
 // y = act((x - center) * slope + offset) for one channel of one sample.
@@ -104,11 +116,11 @@ inline float canonical(double value) {
   return narrow == narrow ? narrow : std::numeric_limits<float>::quiet_NaN();
 }
 
-inline ChannelMap fold(const Operands& operands, int64_t sample, int64_t channel, double mean, double rstd) {
-  const double gain = 1.0 + operands.scale.row(sample)[channel];
-  const double center = mean - operands.time_bias.row(sample)[channel];
-  const double slope = rstd * operands.weight.row(sample)[channel] * gain;
-  const double offset = operands.bias.row(sample)[channel] * gain + operands.shift.row(sample)[channel];
+inline ChannelMap fold(const OperandRows& rows, int64_t channel, double mean, double rstd) {
+  const double gain = 1.0 + rows.scale[channel];
+  const double center = mean - rows.time_bias[channel];
+  const double slope = rstd * rows.weight[channel] * gain;
+  const double offset = rows.bias[channel] * gain + rows.shift[channel];
   // What rounding the center loses (up to half an ulp of a large mean) goes into the offset.
   const float rounded_center = canonical(center);
   return {rounded_center, canonical(slope), canonical(offset + (rounded_center - center) * slope)};

@@ -137,7 +137,9 @@ def _backward(ctx, dy, _dmean, _drstd):
     x, mean, rstd, *operands = ctx.saved_tensors
     # Inputs are (x, num_groups, weight, bias, time_bias, scale, shift, eps, silu).
     wanted = [ctx.needs_input_grad[i] for i in range(2, 7)]
-    dx, *grads = torch.ops.fastdiff.group_norm_silu_backward(dy, x, mean, rstd, *operands, ctx.silu, wanted)
+    dx, *grads = _dispatch.call(
+        torch.ops.fastdiff.group_norm_silu_backward.default, dy, x, mean, rstd, *operands, ctx.silu, wanted
+    )
     grads = [g.to(o.dtype) if w else None for g, o, w in zip(grads, operands, wanted, strict=True)]
     return dx, None, *grads, None, None
 
