@@ -23,6 +23,8 @@ RULES = (
     Rule(r"::(moments|sums)_kernel<.*, true>", loads_128=4, twin=UNALIGNED),
     Rule(r"::(apply|gradient)_kernel<.*, true>", loads_128=4, stores_128=2, twin=UNALIGNED),
     Rule(r"::resident(_backward)?_kernel<.*, true>", loads_128=4, stores_128=2, twin=UNALIGNED),
+    # All operands of sampler_step at most: sample, two predictions and four tensors of history.
+    Rule(r"::sampler_step_kernel<", loads_128=7, stores_128=1),
 )
 
 

@@ -63,11 +63,14 @@ class Op:
         shapes: the standard shapes, by shape class.
         check_shape: raises ValueError for a shape that the op cannot take.
         build: (case, implementations by name, torch device) -> Problem. The implementations share the op's signature.
+        directions, layouts: those in which the op is another kernel, and so worth measuring.
     """
 
     shapes: Mapping[str, tuple[tuple[int, ...], ...]]
     check_shape: Callable[[tuple[int, ...]], None]
     build: Callable[[Case, Mapping[str, Callable[..., Tensor]], str], Problem]
+    directions: tuple[str, ...] = DIRECTIONS
+    layouts: tuple[str, ...] = tuple(LAYOUTS)
 
     def class_of(self, shape: tuple[int, ...]) -> str:
         return next((name for name, shapes in self.shapes.items() if shape in shapes), "custom")

@@ -18,7 +18,7 @@ from bench.kernels import OPS, plots
 from bench.kernels.case import DIRECTIONS, DTYPES, LAYOUTS, Case
 from bench.kernels.measure import BASELINES
 from bench.kernels.summary import summarize
-from bench.kernels.tables import run_table, summary_tables, threads_text
+from bench.kernels.tables import run_tables, summary_tables, threads_text
 from bench.kernels.worker import Job, run_job
 from bench.report import page
 from bench.timing import Budget
@@ -28,11 +28,13 @@ HELP = "fused kernels against eager PyTorch, torch.compile and a plain copy"
 SCHEMA = "fastdiff.bench.kernels/1"
 FULL = Budget(seconds=1.5, min_repetitions=7, max_repetitions=200)
 QUICK = Budget(seconds=0.2, min_repetitions=3, max_repetitions=50)
+SHAPE_CLASSES = tuple(dict.fromkeys(name for op in OPS.values() for name in op.shapes))
 _BUSY_LOAD = 0.7
 _INTRODUCTION = (
     "Times are medians in milliseconds, all contenders taking turns in one process. U is one pass over the activation; "
-    "the copy is 2U. The floor of a pass is what a kernel must move that keeps nothing in the cache: 3U forward, "
-    "5U backward; on a CPU at the pace of the copy, on a GPU at the bandwidth of its memory. "
+    "the copy is 2U. The floor is what a kernel must move that keeps nothing in the cache: of group_norm_silu "
+    "3U forward and 5U backward, of sampler_step 5U; on a CPU at the pace of the copy, on a GPU at the bandwidth of "
+    "its memory. "
     "The ratio is the better of the baselines over fastdiff. Warm: the same call ran just before. "
     "Cold: a buffer larger than the last-level cache was walked in between."
 )
@@ -52,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--direction", type=_one_of(DIRECTIONS), default=DIRECTIONS, metavar="PASS[,...]", help=_allowed(DIRECTIONS)
     )
     parser.add_argument(
-        "--shape", type=_shapes, metavar="SHAPE[,...]", help="a class of shapes (unet, vae) or NxCxHxW; default: all"
+        "--shape",
+        type=_shapes,
+        metavar="SHAPE[,...]",
+        help=f"a class of shapes ({_allowed(SHAPE_CLASSES)}) or sizes as NxCxHxW; default: all",
     )
     parser.add_argument(
         "--baselines", type=_one_of(BASELINES), default=BASELINES, metavar="NAME[,...]", help=_allowed(BASELINES)
@@ -100,7 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def select_cases(arguments: argparse.Namespace) -> tuple[Case, ...]:
-    """The cases that the arguments ask for. Raises ValueError when an op cannot take a shape."""
+    """The cases that the arguments ask for. Raises ValueError when there is none, or an op cannot take a shape."""
     cases = []
     for name in arguments.op:
         op = OPS[name]
@@ -113,10 +118,14 @@ def select_cases(arguments: argparse.Namespace) -> tuple[Case, ...]:
         cases += [
             Case(name, direction, shape, op.class_of(shape), dtype, layout)
             for direction in arguments.direction
+            if direction in op.directions
             for shape in shapes
             for dtype in arguments.dtype
             for layout in arguments.layout
+            if layout in op.layouts
         ]
+    if not cases:
+        raise ValueError(f"nothing to measure: {_allowed(arguments.op)} has no case with these passes and layouts")
     return tuple(cases)
 
 
@@ -152,7 +161,8 @@ def _measure(jobs: list[Job]) -> list[dict[str, Any]]:
                 progress.update()
             run = {"allocator": job.allocator, "threads": job.threads, "environment": environment, "records": records}
             runs.append(run)
-            tqdm.write(f"\n{run_table(run).text()}")
+            for table in run_tables(run):
+                tqdm.write(f"\n{table.text()}")
     return runs
 
 
@@ -170,7 +180,7 @@ def _html(runs: list[dict[str, Any]], tables: list[Any], created: str) -> str:
     sections = list(tables)
     for run in runs:
         sections += plots.run_plots(run) if plots.available() else []
-        sections.append(run_table(run))
+        sections += run_tables(run)
     return page("fastdiff: kernels", _INTRODUCTION, facts, sections)
 
 
@@ -199,16 +209,15 @@ def _thread_counts(text: str) -> tuple[int, ...]:
 
 
 def _shapes(text: str) -> tuple[str | tuple[int, ...], ...]:
-    classes = {name for op in OPS.values() for name in op.shapes}
     entries: list[str | tuple[int, ...]] = []
     for part in text.split(","):
         sizes = part.split("x")
-        if part in classes:
+        if part in SHAPE_CLASSES:
             entries.append(part)
         elif all(size.isdecimal() and int(size) > 0 for size in sizes):
             entries.append(tuple(map(int, sizes)))
         else:
-            raise argparse.ArgumentTypeError(f"{part!r} is neither NxCxHxW nor one of {_allowed(sorted(classes))}")
+            raise argparse.ArgumentTypeError(f"{part!r} is neither NxCxHxW nor one of {_allowed(SHAPE_CLASSES)}")
     return tuple(entries)
 
 

@@ -23,15 +23,15 @@ def available() -> bool:
 
 
 def run_plots(run: Json) -> list[str]:
-    """For each direction: times of all contenders over the floor, and fastdiff's ratio, side by side."""
-    directions = dict.fromkeys(record["direction"] for record in run["records"])
-    return [_plot(run, direction) for direction in directions]
+    """For each op and direction: times of all contenders over the floor, and fastdiff's ratio, side by side."""
+    groups = dict.fromkeys((record["op"], record["direction"]) for record in run["records"])
+    return [_plot(run, op, direction) for op, direction in groups]
 
 
-def _plot(run: Json, direction: str) -> str:
+def _plot(run: Json, op: str, direction: str) -> str:
     from matplotlib.figure import Figure
 
-    records = [record for record in run["records"] if record["direction"] == direction]
+    records = [record for record in run["records"] if (record["op"], record["direction"]) == (op, direction)]
     labels = ["{} {dtype} {layout}".format("x".join(map(str, r["shape"])), **r) for r in records]
     figure = Figure(figsize=(12, 1.6 + 0.32 * len(records)), layout="constrained")
     over_floor, ratio = figure.subplots(1, 2, sharey=True)
@@ -39,7 +39,7 @@ def _plot(run: Json, direction: str) -> str:
     _draw_ratio(ratio, records)
     over_floor.set_yticks(range(len(records)), labels)
     over_floor.invert_yaxis()
-    figure.suptitle(f"{records[0]['op']} {direction}: {run_title(run)}")
+    figure.suptitle(f"{op} {direction}: {run_title(run)}")
     return _svg(figure)
 
 

@@ -22,9 +22,14 @@ def run_title(run: Json) -> str:
     return f"{run['allocator']} allocator, {threads_text(run['threads'])}, {environment['device_model']} ({isa})"
 
 
-def run_table(run: Json) -> Table:
+def run_tables(run: Json) -> list[Table]:
+    """A table for every op."""
+    ops = dict.fromkeys(record["op"] for record in run["records"])
+    return [_op_table(run, [record for record in run["records"] if record["op"] == op]) for op in ops]
+
+
+def _op_table(run: Json, records: list[Json]) -> Table:
     """One line a case and cache state. Times are medians in ms."""
-    records = run["records"]
     baselines = [name for name in BASELINES if name in records[0]["caches"]["warm"]["contenders"]]
     contenders = ["fastdiff", *baselines, "copy"]
     floor_headers = ["3U", "floor", "x floor", "GB/s", "% floor"]
@@ -65,14 +70,15 @@ def summary_tables(summary: Json) -> list[Table]:
 def _ratio_table(title: str, entries: list[Json]) -> Table:
     classes = list(dict.fromkeys(name for entry in entries for name in entry["minimum"]))
     means = ["geometric mean", "by minima"]
-    headers = ["allocator", "threads", "pass", "dtype", "cache", *means, *(f"least {name}" for name in classes)]
+    settings = ["allocator", "threads", "op", "pass", "dtype", "cache"]
+    headers = [*settings, *means, *(f"least {name}" for name in classes)]
     rows = []
     for entry in entries:
         least = [f"{entry['minimum'][name]:.2f}" if name in entry["minimum"] else "-" for name in classes]
-        settings = [entry["allocator"], str(entry["threads"]), entry["direction"], entry["dtype"], entry["cache"]]
         means = [f"{entry['geometric_mean']:.2f}", f"{entry['geometric_mean_of_minima']:.2f}"]
-        rows.append([*settings, *means, *least])
-    return Table(title, headers, rows, text_columns=5)
+        fields = ("allocator", "threads", "op", "direction", "dtype", "cache")
+        rows.append([*(str(entry[field]) for field in fields), *means, *least])
+    return Table(title, headers, rows, text_columns=len(settings))
 
 
 def _scaling_table(entries: list[Json]) -> Table:
@@ -83,14 +89,15 @@ def _scaling_table(entries: list[Json]) -> Table:
         ("copy", "speedup_of_minima"),
     ]
     titles = ["fastdiff", "by minima", "copy", "by minima"]
-    headers = ["allocator", "threads", "shape", "dtype", "layout", "pass", "cache", *titles]
+    headers = ["allocator", "threads", "op", "shape", "dtype", "layout", "pass", "cache", *titles]
     rows = []
     for entry in entries:
         fewer, more = entry["threads"]
-        case = ["x".join(map(str, entry["shape"])), entry["dtype"], entry["layout"], entry["direction"]]
+        shape = "x".join(map(str, entry["shape"]))
+        case = [entry["op"], shape, entry["dtype"], entry["layout"], entry["direction"]]
         speedups = [f"{entry[statistic][name]:.2f}" for name, statistic in columns]
         rows.append([entry["allocator"], f"{more} over {fewer}", *case, entry["cache"], *speedups])
-    return Table("Speed-up by threads (the copy shows what memory allows)", headers, rows, text_columns=7)
+    return Table("Speed-up by threads (the copy shows what memory allows)", headers, rows, text_columns=8)
 
 
 def _milliseconds(value: float) -> str:

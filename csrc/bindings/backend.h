@@ -7,10 +7,12 @@
 
 #include "bindings/tensors.h"
 #include "common/group_norm_silu.h"
+#include "common/sampler_step.h"
 
 #if defined(FASTDIFF_EMULATED) || defined(FASTDIFF_WITH_CUDA)
 #include "cuda/device_limits.h"
 #include "cuda/group_norm_silu.h"
+#include "cuda/sampler_step.h"
 #endif
 #if defined(FASTDIFF_EMULATED)
 #include "bindings/emulated_memory.h"
@@ -27,8 +29,7 @@ struct CpuBackend {
   static cpu::Threads threads() {
     return {static_cast<int>(torch::stable::get_num_threads()),
             [](int64_t items, void (*body)(void*, int64_t, int64_t), void* context) {
-              torch::stable::parallel_for(0, items, 1,
-                                          [&](int64_t begin, int64_t end) { body(context, begin, end); });
+              torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
             }};
   }
 
@@ -38,6 +39,7 @@ struct CpuBackend {
   static void group_norm_silu_backward(const GroupNormSiluBackwardParams& p, const Tensor&) {
     cpu::kernels().group_norm_silu_backward(p, threads());
   }
+  static void sampler_step(const SamplerStepParams& p, const Tensor&) { cpu::kernels().sampler_step(p, threads()); }
 };
 
 #endif
@@ -58,7 +60,7 @@ void run_cuda(const char* op, const Params& p, const Tensor& like,
   const cuda::DeviceLimits limits = device.limits();
   const size_t bytes = workspace_bytes(p, limits);
   Tensor workspace = empty({static_cast<int64_t>(bytes)}, ScalarType::Byte, like);
-  const auto memory = device.memory(p, workspace.mutable_data_ptr(), bytes);
+  [[maybe_unused]] const auto memory = device.memory(p, workspace.mutable_data_ptr(), bytes);
   check_launch(launch(p, limits, workspace.mutable_data_ptr(), device.stream()), op);
 }
 
@@ -70,6 +72,11 @@ struct CudaLikeBackend {
   static void group_norm_silu_backward(const GroupNormSiluBackwardParams& p, const Tensor& like) {
     run_cuda<Device>("group_norm_silu_backward", p, like, &cuda::group_norm_silu_backward_workspace_bytes,
                      &cuda::group_norm_silu_backward);
+  }
+  static void sampler_step(const SamplerStepParams& p, const Tensor& like) {
+    const Device device(like);
+    [[maybe_unused]] const auto memory = device.memory(p, nullptr, 0);
+    check_launch(cuda::sampler_step(p, device.limits(), device.stream()), "sampler_step");
   }
 };
 

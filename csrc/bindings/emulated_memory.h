@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/group_norm_silu.h"
+#include "common/sampler_step.h"
 #include "emulator/memory.h"
 
 namespace fastdiff::bindings {
@@ -29,6 +30,16 @@ class EmulatedMemory {
     write(b.dbias, channel_bytes);
     for (const float* per_sample : {b.dtime_bias, b.dscale, b.dshift}) write(per_sample, p.batch * channel_bytes);
     write(workspace, workspace_bytes);
+  }
+
+  // Needs no workspace.
+  EmulatedMemory(const SamplerStepParams& p, const void*, size_t) {
+    const size_t bytes = p.count * size_of(p.dtype);
+    read(p.sample, bytes);
+    read(p.prediction, bytes);
+    read(p.uncond_prediction, bytes);
+    for (int i = 0; i < p.history_count; i++) read(p.history[i], bytes);
+    write(p.result, bytes);
   }
 
  private:

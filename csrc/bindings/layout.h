@@ -48,8 +48,7 @@ inline Activation activation_of(const Tensor& tensor, bool channels_last, Tensor
   int64_t step;
   const bool even = spatial_step(tensor, &step);
   const bool readable = channels_last ? tensor.stride(1) == 1 || tensor.size(1) == 1 : step == 1;
-  if (even && readable)
-    return {tensor.const_data_ptr(), tensor.stride(0), channels_last ? step : tensor.stride(1)};
+  if (even && readable) return {tensor.const_data_ptr(), tensor.stride(0), channels_last ? step : tensor.stride(1)};
   *copy = empty_strided(sizes_of(tensor), dense_strides(tensor, channels_last), tensor.scalar_type(), tensor);
   torch::stable::copy_(*copy, tensor);
   return activation_of(*copy, channels_last, copy);

@@ -52,7 +52,7 @@ struct GroupNormSiluParams {
 // `forward` carries x, the operands, and mean and rstd as the forward pass left them; its y is not read.
 struct GroupNormSiluBackwardParams {
   GroupNormSiluParams forward;
-  Activation dy;      // in the layout of x
+  Activation dy;       // in the layout of x
   void* dx = nullptr;  // dense, in the layout of x
 
   // Float32, dense. A null pointer means that gradient is not wanted.

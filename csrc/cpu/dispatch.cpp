@@ -5,10 +5,11 @@
 
 namespace fastdiff::cpu {
 
-#define FASTDIFF_DECLARE_ISA(isa)                                                           \
-  namespace isa {                                                                           \
-  void group_norm_silu(const GroupNormSiluParams&, const Threads&);                         \
-  void group_norm_silu_backward(const GroupNormSiluBackwardParams&, const Threads&);        \
+#define FASTDIFF_DECLARE_ISA(isa)                                                    \
+  namespace isa {                                                                    \
+  void group_norm_silu(const GroupNormSiluParams&, const Threads&);                  \
+  void group_norm_silu_backward(const GroupNormSiluBackwardParams&, const Threads&); \
+  void sampler_step(const SamplerStepParams&, const Threads&);                       \
   }
 FASTDIFF_DECLARE_ISA(portable)
 FASTDIFF_DECLARE_ISA(avx2)
@@ -25,7 +26,7 @@ struct Candidate {
 // From the least to the most capable.
 std::vector<Candidate> candidates() {
   std::vector<Candidate> all = {
-      {{"portable", portable::group_norm_silu, portable::group_norm_silu_backward}, true},
+      {{"portable", portable::group_norm_silu, portable::group_norm_silu_backward, portable::sampler_step}, true},
   };
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -33,8 +34,8 @@ std::vector<Candidate> candidates() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   // Every processor with AVX2 has F16C, which older compilers cannot ask for by name.
-  all.push_back({{"avx2", avx2::group_norm_silu, avx2::group_norm_silu_backward}, avx2});
-  all.push_back({{"avx512", avx512::group_norm_silu, avx512::group_norm_silu_backward}, avx512});
+  all.push_back({{"avx2", avx2::group_norm_silu, avx2::group_norm_silu_backward, avx2::sampler_step}, avx2});
+  all.push_back({{"avx512", avx512::group_norm_silu, avx512::group_norm_silu_backward, avx512::sampler_step}, avx512});
 #endif
   return all;
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/group_norm_silu.h"
+#include "common/sampler_step.h"
 #include "cpu/threads.h"
 
 namespace fastdiff::cpu {
@@ -14,6 +15,7 @@ struct Kernels {
   const char* isa;
   void (*group_norm_silu)(const GroupNormSiluParams&, const Threads&);
   void (*group_norm_silu_backward)(const GroupNormSiluBackwardParams&, const Threads&);
+  void (*sampler_step)(const SamplerStepParams&, const Threads&);
 };
 
 // Chosen once, by the best instruction set or by the environment variable FASTDIFF_CPU_ISA. Throws

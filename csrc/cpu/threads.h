@@ -19,8 +19,7 @@ static inline void parallel_for(const Threads& threads, int64_t items, const Bod
     return;
   }
   threads.run(
-      items,
-      [](void* context, int64_t begin, int64_t end) { (*static_cast<const Body*>(context))(begin, end); },
+      items, [](void* context, int64_t begin, int64_t end) { (*static_cast<const Body*>(context))(begin, end); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 

@@ -19,9 +19,9 @@ class SamplingSettings:
 
     Kept as pipeline.json beside the network's own two files:
 
-    >>> model = UNet2DModel.from_pretrained(folder)
+    >>> model = UNet2DModel.from_pretrained(folder, dtype=torch.float32)
     >>> settings = SamplingSettings.load(folder)
-    >>> images = sample(model, (16, 3, 16, 16), **settings.arguments())
+    >>> images = sample(model, (4, 3, 16, 16), **settings.arguments(steps=8))
     """
 
     process: Process = field(default_factory=FlowMatching)

@@ -79,6 +79,8 @@ class TrainConfig:
         for name in ("dropout", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must fit 64 bits, got {self.seed}")
         if not self.channels:
             raise ValueError("channels must have at least one entry, got ()")
         multiple = 2 ** (len(self.channels) - 1)

@@ -89,24 +89,23 @@ def train(
             load_checkpoint(checkpoint, model, ema, optimizer)
 
         first_step, loss = metadata["step"], metadata["loss"]
-        bar = tqdm(total=config.steps, initial=first_step, desc="training", unit="step", disable=not progress)
-        for step in range(first_step, config.steps):
-            torch.manual_seed(derived_seed(config.seed, "dropout", step))
-            batch = make_batch(config, images, process, prediction, step)
-            batch_loss = optimize_step(model, optimizer, batch, config, step)
-            ema.update(model, step)
-            if not math.isfinite(batch_loss):
-                raise FloatingPointError(f"the loss is {batch_loss} at step {step}; try a lower learning_rate")
-            loss = batch_loss if loss is None else LOSS_SMOOTHING * loss + (1 - LOSS_SMOOTHING) * batch_loss
-            done = step + 1
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                metadata = {"step": done, "loss": loss, "config": config.fixed_fields()}
-                save_checkpoint(checkpoint, model, ema, optimizer, metadata)
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            bar.update()
-            if on_step is not None:
-                on_step(done, loss)
-        bar.close()
+        with tqdm(total=config.steps, initial=first_step, desc="training", unit="step", disable=not progress) as bar:
+            for step in range(first_step, config.steps):
+                torch.manual_seed(derived_seed(config.seed, "dropout", step))
+                batch = make_batch(config, images, process, prediction, step)
+                batch_loss = optimize_step(model, optimizer, batch, config, step)
+                ema.update(model, step)
+                if not math.isfinite(batch_loss):
+                    raise FloatingPointError(f"the loss is {batch_loss} at step {step}; try a lower learning_rate")
+                loss = batch_loss if loss is None else LOSS_SMOOTHING * loss + (1 - LOSS_SMOOTHING) * batch_loss
+                done = step + 1
+                if done % config.checkpoint_every == 0 or done == config.steps:
+                    metadata = {"step": done, "loss": loss, "config": config.fixed_fields()}
+                    save_checkpoint(checkpoint, model, ema, optimizer, metadata)
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                bar.update()
+                if on_step is not None:
+                    on_step(done, loss)
 
     _export(config, model, ema, process)
     return TrainResult(folder, config.steps, loss)

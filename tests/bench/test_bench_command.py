@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import bench.run
+from bench.kernels import OPS
 from bench.kernels.case import Case
 from bench.kernels.worker import Job, WorkerFailed, run_job
 from bench.timing import Budget
@@ -94,9 +95,10 @@ def test_report_is_one_self_contained_page(finished):
         (["kernels", "--dtype", "fp32,fp8"], "'fp8' is not one of fp32, bf16, fp16"),
         (["kernels", "--threads", "0"], "positive integers"),
         (["kernels", "--threads", "two"], "positive integers"),
-        (["kernels", "--shape", "unot"], "'unot' is neither NxCxHxW nor one of unet, vae"),
+        (["kernels", "--shape", "unot"], "'unot' is neither NxCxHxW nor one of unet, vae, latent, video"),
         (["kernels", "--shape", "1x33x4x4"], "multiple of 32"),
         (["kernels", "--shape", "1x32x4"], "(N, C, H, W), got 3 sizes"),
+        (["kernels", "--op", "sampler_step", "--direction", "backward"], "nothing to measure"),
         (["kernels", "--baselines", ""], "'' is not one of eager, compile"),
         (["kernels", "--allocator", "jemalloc"], "jemalloc"),
         (["kernels", "--device", "cuda", "--allocator", "tuned"], "leave it out with --device cuda"),
@@ -138,3 +140,12 @@ def test_compile_is_a_contender_like_the_others():
     _, record = run_job(job)
     assert set(record["errors"]) == {"fastdiff", "eager", "compile"}
     assert set(record["caches"]["warm"]["contenders"]) == {"fastdiff", "eager", "compile", "copy"}
+
+
+def test_every_op_has_a_table_of_its_own():
+    process = run_bench(
+        *("kernels", "--quick", "--shape", "1x32x4x4", "--dtype", "bf16", "--layout", "NCHW", "--direction", "forward"),
+        *("--allocator", "default", "--baselines", "eager"),
+    )
+    assert process.returncode == 0, process.stderr
+    assert [line.split(":")[0] for line in process.stdout.splitlines() if "default allocator" in line] == list(OPS)

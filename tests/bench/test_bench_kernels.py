@@ -152,6 +152,22 @@ def test_a_single_run_has_nothing_to_compare_across_runs():
     assert summary["scaling"] == summary["against_default"] == []
 
 
+def test_sampler_step_is_measured_with_guidance_and_history():
+    case = Case("sampler_step", "forward", SHAPE, "custom", "bf16", "NCHW")
+    seen = {}
+
+    def forgets_guidance(*args, uncond_prediction, **kwargs):
+        seen.update(kwargs)
+        return fastdiff.reference.sampler_step(*args, **kwargs)
+
+    problem = build(case, right=fastdiff.ops.sampler_step)
+    assert check_contenders(case, problem)["right"]["sample"]["relative"] < 1e-2
+    assert problem.floor_units == 5 and problem.unit_bytes == 2 * 2 * 64 * 15
+    with pytest.raises(WrongResult, match="broken gives a wrong sample"):
+        check_contenders(case, build(case, broken=forgets_guidance))
+    assert len(seen["history"]) == 1
+
+
 def test_tables_align_text_left_and_numbers_right_and_escape_html():
     table = Table("title", ["name", "ms"], [["a<b", "1.5"], ["c", "10.25"]])
     assert table.text().splitlines() == ["title", "name     ms", "-----------", "a<b     1.5", "c     10.25"]

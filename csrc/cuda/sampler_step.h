@@ -1,0 +1,12 @@
+// Launcher of the CUDA kernel of sampler_step. `stream` is a cudaStream_t; all pointers belong to the current device.
+// Returns nullptr, or the text of the CUDA error.
+#pragma once
+
+#include "common/sampler_step.h"
+#include "cuda/device_limits.h"
+
+namespace fastdiff::cuda {
+
+const char* sampler_step(const SamplerStepParams& params, const DeviceLimits& limits, void* stream);
+
+}  // namespace fastdiff::cuda
