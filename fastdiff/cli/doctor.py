@@ -115,5 +115,5 @@ def _cuda_device(index: int) -> str:
 def _allocator() -> str:
     name, version = platform.libc_ver()
     if name == "glibc":
-        return f"glibc {version}: fastdiff.tune_allocator() keeps large activations mapped (demo calls it)"
+        return f"glibc {version}: fastdiff.tune_allocator() keeps large activations mapped (demo and train do)"
     return f"{name or platform.system()}: fastdiff.tune_allocator() does nothing here, it is for glibc"

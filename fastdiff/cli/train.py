@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+import fastdiff
 from fastdiff.cli.device import available_device, require_extension
 from fastdiff.cli.errors import as_command_error
 from fastdiff.training import TrainConfig, train
@@ -30,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     require_extension()
+    if fastdiff.tune_allocator():
+        print("allocator tuned: freed activations are kept for reuse")
     fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(TrainConfig)}
     # A configuration may also be refused later, by the network (groups that do not divide the channels).
     with as_command_error(ValueError, FloatingPointError, ImportError, torch.OutOfMemoryError):
