@@ -1,6 +1,9 @@
 # The target `fastdiff_cpu_kernels`: every kernel of csrc/cpu, compiled once for each instruction set.
-set(cpu_kernel_sources csrc/cpu/group_norm_silu.cpp csrc/cpu/group_norm_silu_backward.cpp
-  csrc/cpu/sampler_step.cpp)
+set(cpu_kernel_sources
+  csrc/cpu/group_norm_silu.cpp
+  csrc/cpu/group_norm_silu_backward.cpp
+  csrc/cpu/sampler_step.cpp
+  csrc/cpu/table.cpp)
 set(cpu_isas portable)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   list(APPEND cpu_isas avx2 avx512)

@@ -23,8 +23,10 @@ set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
 message(STATUS "fastdiff: CUDA kernels for ${CMAKE_CUDA_ARCHITECTURES}")
 
-target_sources(_C PRIVATE csrc/cuda/group_norm_silu.cu csrc/cuda/sampler_step.cu
-  csrc/cuda/device_limits.cu)
+target_sources(_C PRIVATE
+  csrc/cuda/device_limits.cu
+  csrc/cuda/group_norm_silu.cu
+  csrc/cuda/sampler_step.cu)
 list(JOIN CMAKE_CUDA_ARCHITECTURES " " cuda_archs)
 target_compile_definitions(_C PRIVATE
   FASTDIFF_WITH_CUDA FASTDIFF_CUDA_ARCHS="${cuda_archs}" FASTDIFF_CUDA_VERSION="${CMAKE_CUDA_COMPILER_VERSION}")

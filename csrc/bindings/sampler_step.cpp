@@ -4,7 +4,7 @@
 #include <limits>
 #include <vector>
 
-#include "bindings/backend.h"
+#include "bindings/registration.h"
 #include "bindings/tensors.h"
 
 namespace fastdiff::bindings {
@@ -78,15 +78,6 @@ void implement(torch::stable::detail::StableLibrary& library) {
 
 }  // namespace
 
-#if defined(FASTDIFF_EMULATED)
-STABLE_TORCH_LIBRARY_FRAGMENT(FASTDIFF_EMULATED, library) { define(library); }
-STABLE_TORCH_LIBRARY_IMPL(FASTDIFF_EMULATED, CPU, library) { implement<EmulatedBackend>(library); }
-#else
-STABLE_TORCH_LIBRARY_FRAGMENT(fastdiff, library) { define(library); }
-STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) { implement<CpuBackend>(library); }
-#if defined(FASTDIFF_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(fastdiff, CUDA, library) { implement<CudaBackend>(library); }
-#endif
-#endif
+FASTDIFF_REGISTER(define, implement)
 
 }  // namespace fastdiff::bindings

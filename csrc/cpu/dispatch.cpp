@@ -5,16 +5,16 @@
 
 namespace fastdiff::cpu {
 
-#define FASTDIFF_DECLARE_ISA(isa)                                                    \
-  namespace isa {                                                                    \
-  void group_norm_silu(const GroupNormSiluParams&, const Threads&);                  \
-  void group_norm_silu_backward(const GroupNormSiluBackwardParams&, const Threads&); \
-  void sampler_step(const SamplerStepParams&, const Threads&);                       \
-  }
-FASTDIFF_DECLARE_ISA(portable)
-FASTDIFF_DECLARE_ISA(avx2)
-FASTDIFF_DECLARE_ISA(avx512)
-#undef FASTDIFF_DECLARE_ISA
+// csrc/cpu/table.cpp, compiled once for each instruction set.
+namespace portable {
+Kernels table();
+}
+namespace avx2 {
+Kernels table();
+}
+namespace avx512 {
+Kernels table();
+}
 
 namespace {
 
@@ -25,17 +25,15 @@ struct Candidate {
 
 // From the least to the most capable.
 std::vector<Candidate> candidates() {
-  std::vector<Candidate> all = {
-      {{"portable", portable::group_norm_silu, portable::group_norm_silu_backward, portable::sampler_step}, true},
-  };
+  std::vector<Candidate> all = {{portable::table(), true}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   // Every processor with AVX2 has F16C, which older compilers cannot ask for by name.
-  all.push_back({{"avx2", avx2::group_norm_silu, avx2::group_norm_silu_backward, avx2::sampler_step}, avx2});
-  all.push_back({{"avx512", avx512::group_norm_silu, avx512::group_norm_silu_backward, avx512::sampler_step}, avx512});
+  all.push_back({avx2::table(), avx2});
+  all.push_back({avx512::table(), avx512});
 #endif
   return all;
 }

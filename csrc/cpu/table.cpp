@@ -1,0 +1,22 @@
+// The kernels of one instruction set.
+#include "cpu/kernels.h"
+
+#define FASTDIFF_NAME(isa) #isa
+#define FASTDIFF_EXPANDED_NAME(isa) FASTDIFF_NAME(isa)
+
+namespace fastdiff::cpu::FASTDIFF_ISA {
+
+void group_norm_silu(const GroupNormSiluParams&, const Threads&);
+void group_norm_silu_backward(const GroupNormSiluBackwardParams&, const Threads&);
+void sampler_step(const SamplerStepParams&, const Threads&);
+
+Kernels table() {
+  Kernels kernels;
+  kernels.isa = FASTDIFF_EXPANDED_NAME(FASTDIFF_ISA);
+  kernels.group_norm_silu = group_norm_silu;
+  kernels.group_norm_silu_backward = group_norm_silu_backward;
+  kernels.sampler_step = sampler_step;
+  return kernels;
+}
+
+}  // namespace fastdiff::cpu::FASTDIFF_ISA
