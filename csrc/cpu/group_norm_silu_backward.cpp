@@ -43,20 +43,20 @@ FASTDIFF_INLINE Pack gradient_of_z(Pack deviation, Pack dy, const Float (&slope)
 }
 
 // The map of every channel of every sample, as the forward pass had it.
-void fill_maps(const GroupNormSiluParams& p, const Operands& operands, const Threads& threads, ChannelMap* maps) {
+void fill_maps(const GroupNormSiluParams& p, const Operands& operands, const Threads& threads,
+               const ChannelMaps& maps) {
   const int64_t width = p.channels / p.groups;
   parallel_for(threads, p.batch * p.groups, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; unit++) {
-      const OperandRows rows = operands.rows(unit / p.groups);
-      for (int64_t i = 0; i < width; i++)
-        maps[unit * width + i] = fold(rows, unit % p.groups * width + i, p.mean[unit], p.rstd[unit]);
+      fold(operands.rows(unit / p.groups), unit % p.groups * width, width, p.mean[unit], p.rstd[unit],
+           maps.from(unit * width));
     }
   });
 }
 
 // From the channels' sums of one (sample, group): what dx needs, and the gradients of the per-sample operands.
 void finish_group(const GroupNormSiluBackwardParams& b, const Operands& operands, int64_t sample, int64_t group,
-                  ChannelMap* maps, ChannelSums* sums, GradientMap* gradients) {
+                  const ChannelMaps& maps, ChannelSums* sums, GradientMap* gradients) {
   const GroupNormSiluParams& p = b.forward;
   const int64_t width = p.channels / p.groups, first = group * width;
   const double mean = p.mean[sample * p.groups + group], rstd = p.rstd[sample * p.groups + group];
@@ -64,15 +64,14 @@ void finish_group(const GroupNormSiluBackwardParams& b, const Operands& operands
   const OperandRows rows = operands.rows(sample);
   double total0 = 0, total1 = 0;
   for (int64_t i = 0; i < width; i++) {
-    ChannelMap& map = maps[i];
     // A lone element is its own mean: nothing flows back to it, and rounding must not say otherwise.
-    if (width * p.spatial == 1) map.slope = 0;
+    if (width * p.spatial == 1) maps.slope[i] = 0;
     // The sums are about the rounded center: move them to the exact one.
-    const double moved = map.center - (mean - rows.time_bias[first + i]);
+    const double moved = maps.center[i] - (mean - rows.time_bias[first + i]);
     sums[i].product += moved * sums[i].dz;
     sums[i].deviation += moved * double(p.spatial);
-    total0 += map.slope * sums[i].dz;  // the slope as rounded as where dx uses it
-    total1 += map.slope * sums[i].product;
+    total0 += maps.slope[i] * sums[i].dz;  // the slope as rounded as where dx uses it
+    total1 += maps.slope[i] * sums[i].product;
   }
   const double lift = -total0 / elements, tilt = -rstd * rstd * total1 / elements;
   const GradientMap gradient{canonical(tilt), canonical(lift)};
@@ -81,7 +80,7 @@ void finish_group(const GroupNormSiluBackwardParams& b, const Operands& operands
     const double d0 = sums[i].dz, d1 = sums[i].product * rstd;
     gradients[i] = gradient;
     if (b.dtime_bias)
-      b.dtime_bias[row] = static_cast<float>(maps[i].slope * d0 + tilt * sums[i].deviation + lift * double(p.spatial));
+      b.dtime_bias[row] = static_cast<float>(maps.slope[i] * d0 + tilt * sums[i].deviation + lift * double(p.spatial));
     if (b.dscale) b.dscale[row] = static_cast<float>(rows.weight[c] * d1 + rows.bias[c] * d0);
     if (b.dshift) b.dshift[row] = static_cast<float>(d0);
   }
@@ -178,7 +177,8 @@ void backward_channels_first(const GroupNormSiluBackwardParams& b, const Threads
   const Scratch<ChannelSums> partial(p.batch * p.channels * pieces.count());
   const Scratch<ChannelSums> sums(p.batch * p.channels);
   const Scratch<GradientMap> gradients(p.batch * p.channels);
-  const Scratch<ChannelMap> maps(p.batch * p.channels);
+  const Scratch<float> map_memory(ChannelMaps::floats(p.batch * p.channels));
+  const ChannelMaps maps(map_memory, p.batch * p.channels);
   fill_maps(p, operands, threads, maps);
   const Activation dx{b.dx, p.channels * p.spatial, p.spatial};
 
@@ -204,7 +204,7 @@ void backward_channels_first(const GroupNormSiluBackwardParams& b, const Threads
         total.add(partial[unit * blocks + i * pieces.count() + piece]);
       sums[unit * width + i] = total;
     }
-    finish_group(b, operands, unit / p.groups, unit % p.groups, maps + unit * width, sums + unit * width,
+    finish_group(b, operands, unit / p.groups, unit % p.groups, maps.from(unit * width), sums + unit * width,
                  gradients + unit * width);
   };
   const auto apply = [&](int64_t unit, int64_t block) {
@@ -316,12 +316,13 @@ void backward_channels_last(const GroupNormSiluBackwardParams& b, const Threads&
   const Scratch<GradientMap> gradients(p.batch * p.channels);
   const Scratch<float> map_memory(p.batch * kSampleMaps * lanes);
   std::memset(map_memory, 0, p.batch * kSampleMaps * lanes * sizeof(float));
-  const Scratch<ChannelMap> channel_maps(p.batch * p.channels);
+  const Scratch<float> channel_memory(ChannelMaps::floats(p.batch * p.channels));
+  const ChannelMaps channel_maps(channel_memory, p.batch * p.channels);
   fill_maps(p, operands, threads, channel_maps);
   for (int64_t n = 0; n < p.batch; n++) {
     const SampleMaps maps = maps_of(map_memory + n * kSampleMaps * lanes, lanes);
     for (int64_t c = 0; c < p.channels; c++) {
-      const ChannelMap& map = channel_maps[n * p.channels + c];
+      const ChannelMap map = channel_maps[n * p.channels + c];
       maps.center[slot<T>(c)] = map.center;
       maps.slope[slot<T>(c)] = map.slope;
       maps.offset[slot<T>(c)] = map.offset;
@@ -356,7 +357,7 @@ void backward_channels_last(const GroupNormSiluBackwardParams& b, const Threads&
     const SampleMaps maps = maps_of(map_memory + n * kSampleMaps * lanes, lanes);
     for (int64_t g = 0; g < p.groups; g++) {
       const int64_t first = n * p.channels + g * width;
-      finish_group(b, operands, n, g, channel_maps + first, sums + first, gradients + first);
+      finish_group(b, operands, n, g, channel_maps.from(first), sums + first, gradients + first);
     }
     for (int64_t c = 0; c < p.channels; c++) {
       maps.tilt[slot<T>(c)] = gradients[n * p.channels + c].tilt;

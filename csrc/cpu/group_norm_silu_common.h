@@ -110,20 +110,45 @@ struct ChannelMap {
   float center, slope, offset;
 };
 
+// The maps of many channels, as three arrays of `count` floats: so they are filled a vector at a time.
+struct ChannelMaps {
+  float *center, *slope, *offset;
+
+  static int64_t floats(int64_t count) { return 3 * count; }
+  ChannelMaps(float* memory, int64_t count) : center(memory), slope(memory + count), offset(memory + 2 * count) {}
+
+  ChannelMap operator[](int64_t channel) const { return {center[channel], slope[channel], offset[channel]}; }
+  ChannelMaps from(int64_t first) const {
+    ChannelMaps later = *this;
+    later.center += first;
+    later.slope += first;
+    later.offset += first;
+    return later;
+  }
+};
+
 // narrow_bfloat16 needs NaNs whose low bits are clear; an operand may bring in any NaN.
 inline float canonical(double value) {
   const float narrow = static_cast<float>(value);
   return narrow == narrow ? narrow : std::numeric_limits<float>::quiet_NaN();
 }
 
-inline ChannelMap fold(const OperandRows& rows, int64_t channel, double mean, double rstd) {
-  const double gain = 1.0 + rows.scale[channel];
-  const double center = mean - rows.time_bias[channel];
-  const double slope = rstd * rows.weight[channel] * gain;
-  const double offset = rows.bias[channel] * gain + rows.shift[channel];
-  // What rounding the center loses (up to half an ulp of a large mean) goes into the offset.
-  const float rounded_center = canonical(center);
-  return {rounded_center, canonical(slope), canonical(offset + (rounded_center - center) * slope)};
+// The maps of the `count` channels of a group, the first of which is `first`.
+inline void fold(const OperandRows& rows, int64_t first, int64_t count, double mean, double rstd,
+                 const ChannelMaps& maps) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t c = first + i;
+    const double gain = 1.0 + rows.scale[c];
+    const double center = mean - rows.time_bias[c];
+    const double slope = rstd * rows.weight[c] * gain;
+    const double offset = rows.bias[c] * gain + rows.shift[c];
+    // What rounding the center loses (up to half an ulp of a large mean) goes into the offset.
+    const float rounded_center = canonical(center);
+    maps.center[i] = rounded_center;
+    maps.slope[i] = canonical(slope);
+    maps.offset[i] = canonical(offset + (rounded_center - center) * slope);
+  }
 }
 
 // Where channel c of a sample sits in an array that holds, pack by pack, one float a lane.

@@ -130,6 +130,7 @@ def _setup_context(ctx, inputs, output) -> None:
     _, mean, rstd = output
     ctx.save_for_backward(x, mean, rstd, weight, bias, time_bias, scale, shift)
     ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)  # would make zeros for mean and rstd
     ctx.silu = silu
 
 
