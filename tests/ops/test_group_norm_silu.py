@@ -262,14 +262,14 @@ def test_extreme_values(device: Backend) -> None:
 
 def test_outliers_reach_both_ends_of_silu(device: Backend) -> None:
     """One element or a large gain takes SiLU's argument beyond what exp can hold, wherever it is in the group."""
-    for dtype, layout, (place, gain) in itertools.product(DTYPES, LAYOUTS, ((0, 3.0), (700, 6.0), (1599, 9.0))):
+    for dtype, layout, (place, gain) in itertools.product(DTYPES, LAYOUTS, ((0, 1.0), (700, 5.0), (1599, 9.0))):
         x = make_input((2, 4, 40, 40), dtype, layout, device.device)
         x[0, 1, place // 40, place % 40] = 900.0
         x[1, 2, place // 40, place % 40] = -900.0
         operands = {"scale": torch.tensor([[1.0, gain, gain, 1.0]], device=device.device).expand(2, 4)}
         y, _, _ = run(device, x, 2, operands)
         exact = define(x, 2, operands, torch.float64)
-        assert exact.max() > 200
+        assert exact.max() > 100
         assert_as_exact(y, define(x, 2, operands, dtype), exact)
 
 
