@@ -1,5 +1,7 @@
 # The target `fastdiff_cpu_kernels`: every kernel of csrc/cpu, compiled once for each instruction set.
 set(cpu_kernel_sources
+  csrc/cpu/attention.cpp
+  csrc/cpu/attention_backward.cpp
   csrc/cpu/group_norm_silu.cpp
   csrc/cpu/group_norm_silu_backward.cpp
   csrc/cpu/sampler_step.cpp

@@ -6,6 +6,7 @@
 #include <cstddef>
 
 #include "bindings/tensors.h"
+#include "common/attention.h"
 #include "common/group_norm_silu.h"
 #include "common/sampler_step.h"
 
@@ -33,6 +34,10 @@ struct CpuBackend {
             }};
   }
 
+  static void attention(const AttentionParams& p, const Tensor&) { cpu::kernels().attention(p, threads()); }
+  static void attention_backward(const AttentionBackwardParams& b, const Tensor&) {
+    cpu::kernels().attention_backward(b, threads());
+  }
   static void group_norm_silu(const GroupNormSiluParams& p, const Tensor&) {
     cpu::kernels().group_norm_silu(p, threads());
   }

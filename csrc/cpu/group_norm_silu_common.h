@@ -7,11 +7,12 @@
 #pragma once
 
 #include <cmath>
-#include <cstdlib>
 #include <limits>
-#include <new>
 
 #include "common/group_norm_silu.h"
+#include "cpu/element_type.h"
+#include "cpu/integers.h"
+#include "cpu/scratch.h"
 #include "cpu/simd.h"
 #include "cpu/threads.h"
 
@@ -29,26 +30,6 @@ constexpr int64_t kPrefetchBytes = 1024;
 FASTDIFF_INLINE void prefetch(const void* address) {
   __builtin_prefetch(static_cast<const char*>(address) + kPrefetchBytes);
 }
-
-// Memory for one call. Plain malloc: nothing here may instantiate library templates (see simd.h).
-template <class Value>
-class Scratch {
- public:
-  explicit Scratch(int64_t count) : values_(static_cast<Value*>(std::malloc(count * sizeof(Value) + 64))) {
-    if (!values_) throw std::bad_alloc();
-  }
-  ~Scratch() { std::free(values_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  operator Value*() const { return values_; }
-
- private:
-  Value* values_;
-};
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // An operand widened to float32, once for all blocks: one row of channels a sample, or one for all of them.
 class ChannelRows {
@@ -214,19 +195,6 @@ inline void run_units(const Threads& threads, int64_t units, int64_t blocks, con
   parallel_for(threads, units * blocks, [&](int64_t begin, int64_t end) {
     for (int64_t i = end - 1; i >= begin; i--) apply(i / blocks, i % blocks);
   });
-}
-
-// Picks the element type at run time: call(T{}).
-template <class Call>
-inline void with_element_type(DType dtype, const Call& call) {
-  switch (dtype) {
-    case DType::Float32:
-      return call(float{});
-    case DType::BFloat16:
-      return call(BFloat16{});
-    case DType::Float16:
-      return call(Float16{});
-  }
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "common/attention.h"
 #include "common/group_norm_silu.h"
 #include "common/sampler_step.h"
 #include "cpu/threads.h"
@@ -13,6 +14,8 @@ namespace fastdiff::cpu {
 
 struct Kernels {
   const char* isa;
+  void (*attention)(const AttentionParams&, const Threads&);
+  void (*attention_backward)(const AttentionBackwardParams&, const Threads&);
   void (*group_norm_silu)(const GroupNormSiluParams&, const Threads&);
   void (*group_norm_silu_backward)(const GroupNormSiluBackwardParams&, const Threads&);
   void (*sampler_step)(const SamplerStepParams&, const Threads&);

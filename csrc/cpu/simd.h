@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "common/half_bits.h"
 
@@ -83,6 +84,36 @@ FASTDIFF_INLINE Float clamp(Float v, float low, float high) {
   v = v < low ? broadcast(low) : v;
   return v > high ? broadcast(high) : v;
 #endif
+}
+
+// The larger of two; `b` where either is NaN.
+FASTDIFF_INLINE Float larger(Float a, Float b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#elif defined(__x86_64__)
+  return _mm_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// One step of a reduction over the lanes: lane i meets lane i ^ kDistance.
+template <int kDistance, size_t... kLane>
+FASTDIFF_INLINE Float exchange_lanes(Float v, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector(v, v, (kLane ^ kDistance)...);
+}
+
+// All lanes combined by `combine`, in a fixed order; the result stands in every lane.
+template <int kDistance = kLanes / 2, class Combine>
+FASTDIFF_INLINE Float across_lanes(Float v, const Combine& combine) {
+  v = combine(v, exchange_lanes<kDistance>(v, std::make_index_sequence<kLanes>{}));
+  if constexpr (kDistance > 1) {
+    return across_lanes<kDistance / 2>(v, combine);
+  } else {
+    return v;
+  }
 }
 
 // Stores past the caches: for outputs too large to be found there again. `target` is aligned to the vector.
@@ -235,6 +266,34 @@ template <bool kStream>
 FASTDIFF_INLINE void store_pack(Float16* target, Pack v) {
   put<kStream>(target, narrow_half(v.first));
   put<kStream>(target + kLanes, narrow_half(v.second));
+}
+
+// A vector of kLanes elements in their own order, for kernels whose arithmetic goes across lanes.
+FASTDIFF_INLINE Float load_in_order(const float* source) { return load(source); }
+
+FASTDIFF_INLINE Float load_in_order(const BFloat16* source) {
+  Short bits;
+  std::memcpy(&bits, source, sizeof bits);
+  return (Float)(__builtin_convertvector(bits, UInt) << 16);
+}
+
+FASTDIFF_INLINE Float load_in_order(const Float16* source) {
+  Short bits;
+  std::memcpy(&bits, source, sizeof bits);
+  return widen_half(bits);
+}
+
+FASTDIFF_INLINE void store_in_order(float* target, Float v) { store(target, v); }
+
+// Rounds as narrow_bfloat16 does.
+FASTDIFF_INLINE void store_in_order(BFloat16* target, Float v) {
+  const Short bits = __builtin_convertvector(((UInt)v + 0x8000) >> 16, Short);
+  std::memcpy(target, &bits, sizeof bits);
+}
+
+FASTDIFF_INLINE void store_in_order(Float16* target, Float v) {
+  const Short bits = narrow_half(v);
+  std::memcpy(target, &bits, sizeof bits);
 }
 
 // The first `count` elements of a pack; the others read as zero.

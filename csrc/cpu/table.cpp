@@ -6,6 +6,8 @@
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
 
+void attention(const AttentionParams&, const Threads&);
+void attention_backward(const AttentionBackwardParams&, const Threads&);
 void group_norm_silu(const GroupNormSiluParams&, const Threads&);
 void group_norm_silu_backward(const GroupNormSiluBackwardParams&, const Threads&);
 void sampler_step(const SamplerStepParams&, const Threads&);
@@ -13,6 +15,8 @@ void sampler_step(const SamplerStepParams&, const Threads&);
 Kernels table() {
   Kernels kernels;
   kernels.isa = FASTDIFF_EXPANDED_NAME(FASTDIFF_ISA);
+  kernels.attention = attention;
+  kernels.attention_backward = attention_backward;
   kernels.group_norm_silu = group_norm_silu;
   kernels.group_norm_silu_backward = group_norm_silu_backward;
   kernels.sampler_step = sampler_step;

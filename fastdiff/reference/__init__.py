@@ -4,7 +4,8 @@ This package is the source of truth. The kernels are tested against it in float6
 their baselines from it, and ``with fastdiff.use_reference():`` runs it in place of the kernels.
 """
 
+from fastdiff.reference.attention import attention
 from fastdiff.reference.group_norm_silu import group_norm_silu
 from fastdiff.reference.sampler_step import sampler_step
 
-__all__ = ["group_norm_silu", "sampler_step"]
+__all__ = ["attention", "group_norm_silu", "sampler_step"]

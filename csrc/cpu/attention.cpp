@@ -1,0 +1,208 @@
+// Forward attention: the scores of a block of queries against a block of keys stay in the L1 cache, between two small
+// matrix products. Softmax over many key blocks is had online, by rescaling what came before:
+//
+//   Milakov and Gimelshein, "Online normalizer calculation for softmax" (arXiv:1805.02867)
+//   Dao, Fu, Ermon, Rudra and Re, "FlashAttention" (arXiv:2205.14135)
+//
+// A block is fixed by its place in its own sample and head, so the bits of a result depend neither on the number of
+// threads nor on the rest of the batch.
+#include "cpu/attention_blocks.h"
+
+namespace fastdiff::cpu::FASTDIFF_ISA {
+namespace {
+
+// Below this many multiplications, waking a thread costs more than it saves.
+constexpr int64_t kSerialProducts = 1 << 18;
+
+// Floats of packed keys and values to hold at once, where one head alone does not need more.
+constexpr int64_t kPackedFloats = int64_t{8} << 20;
+
+// The keys and values of one (sample, key head), packed block by block: keys as columns, values as rows.
+struct PackedHead {
+  float *keys, *values;
+
+  static int64_t key_floats(const AttentionParams& p) { return blocks(p) * kKeyBlock * p.head_dim; }
+  static int64_t value_floats(const AttentionParams& p) { return blocks(p) * kKeyBlock * lanes_of(p.head_dim); }
+  static int64_t floats(const AttentionParams& p) { return key_floats(p) + value_floats(p); }
+  static int64_t blocks(const AttentionParams& p) { return ceil_div(p.kv_length, kKeyBlock); }
+
+  PackedHead(const AttentionParams& p, float* memory) : keys(memory), values(memory + key_floats(p)) {}
+
+  float* key_block(const AttentionParams& p, int64_t block) const { return keys + block * kKeyBlock * p.head_dim; }
+  float* value_block(const AttentionParams& p, int64_t block) const {
+    return values + block * kKeyBlock * lanes_of(p.head_dim);
+  }
+};
+
+template <class T>
+void pack_block(const AttentionParams& p, int64_t sample, int64_t kv_head, int64_t block, const PackedHead& packed) {
+  const int64_t first = block * kKeyBlock, count = minimum(kKeyBlock, keys_of(p, sample) - first);
+  if (count <= 0) return;
+  pack_columns(head_of<T>(p.key, sample, kv_head) + first * p.key.token_stride, p.key.token_stride, count, p.head_dim,
+               packed.key_block(p, block));
+  pack_rows(head_of<T>(p.value, sample, kv_head) + first * p.value.token_stride, p.value.token_stride, count,
+            p.head_dim, packed.value_block(p, block));
+}
+
+// What is known of a query's softmax so far: the largest score, and the sum of exp(score - top).
+struct Softmax {
+  float top, sum;
+};
+
+// The lanes of the last vector of `count` keys that hold a key.
+Int valid_lanes(int64_t count) {
+  int32_t valid[kLanes];
+  for (int lane = 0; lane < kLanes; lane++) valid[lane] = lane < count - (lanes_of(count) - kLanes) ? -1 : 0;
+  Int mask;
+  std::memcpy(&mask, valid, sizeof mask);
+  return mask;
+}
+
+// Scores of kRows queries against a block of keys become exp(score - top), with the top of this and all earlier
+// blocks. `earlier` is what earlier sums have to be multiplied by. Several rows at a time, as one alone is a chain of
+// dependent steps. Lanes without a key become 0.
+template <int kRows>
+FASTDIFF_INLINE void exponentiate(float* scores, int64_t vectors, Int valid, Softmax* softmax, float* earlier) {
+  const auto larger_lanes = [](Float a, Float b) FASTDIFF_INLINE_LAMBDA { return larger(a, b); };
+  const auto add_lanes = [](Float a, Float b) FASTDIFF_INLINE_LAMBDA { return a + b; };
+  const int64_t last = (vectors - 1) * kLanes;
+  Float top[kRows], shift[kRows], sum[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; r++) {
+    const Float masked = valid ? load(scores + r * kKeyBlock + last) : broadcast(-INFINITY);
+    store(scores + r * kKeyBlock + last, masked);
+    top[r] = larger(broadcast(softmax[r].top), masked);
+    sum[r] = Float{};
+  }
+  for (int64_t i = 0; i < last; i += kLanes)
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; r++) top[r] = larger(top[r], load(scores + r * kKeyBlock + i));
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; r++) {
+    top[r] = across_lanes(top[r], larger_lanes);
+    // -infinity less -infinity would be NaN, although another block may hold a finite score.
+    shift[r] = top[r] > -INFINITY ? top[r] : Float{};
+  }
+  for (int64_t i = 0; i <= last; i += kLanes)
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; r++) {
+      const Float e = exp_nonpositive(load(scores + r * kKeyBlock + i) - shift[r]);
+      store(scores + r * kKeyBlock + i, e);
+      sum[r] += e;
+    }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; r++) {
+    const float factor = exp_nonpositive(softmax[r].top - shift[r])[0];
+    softmax[r] = {top[r][0], softmax[r].sum * factor + across_lanes(sum[r], add_lanes)[0]};
+    earlier[r] = factor;
+  }
+}
+
+// One thread's memory.
+class Block {
+ public:
+  explicit Block(const AttentionParams& p)
+      : columns_(lanes_of(p.head_dim)),
+        query_(kQueryBlock * p.head_dim),
+        scores_(kQueryBlock * kKeyBlock),
+        output_(kQueryBlock * columns_) {}
+
+  // Rows [first, first + rows) of one head of the output.
+  template <class T>
+  void run(const AttentionParams& p, const PackedHead& packed, int64_t sample, int64_t head, int64_t first,
+           int64_t rows) {
+    const T* query = head_of<T>(p.query, sample, head) + first * p.query.token_stride;
+    widen_rows(query, p.query.token_stride, rows, p.head_dim, p.scale, query_);
+    prefetch_rows<0>(query + rows * p.query.token_stride, p.query.token_stride, kQueryBlock, p.head_dim);
+    prefetch_rows<1>(output_row<T>(p, sample, first, head), p.heads * p.head_dim, rows, p.head_dim);
+    for (int64_t r = 0; r < rows; r++) softmax_[r] = {-INFINITY, 0};
+    const int64_t keys = keys_of(p, sample);
+    for (int64_t begin = 0; begin < keys; begin += kKeyBlock)
+      add_keys(p, packed, begin / kKeyBlock, minimum(kKeyBlock, keys - begin), rows);
+    if (keys == 0) std::memset(output_, 0, rows * columns_ * sizeof(float));
+    write<T>(p, sample, head, first, rows);
+  }
+
+ private:
+  void add_keys(const AttentionParams& p, const PackedHead& packed, int64_t block, int64_t count, int64_t rows) {
+    multiply<false>({query_, p.head_dim}, rows, packed.key_block(p, block), p.head_dim, ceil_div(count, kLanes),
+                    scores_, kKeyBlock);
+    const int64_t vectors = ceil_div(count, kLanes);
+    const Int valid = valid_lanes(count);
+    float earlier[kQueryBlock];
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) exponentiate<4>(scores_ + r * kKeyBlock, vectors, valid, softmax_ + r, earlier + r);
+    for (; r < rows; r++) exponentiate<1>(scores_ + r * kKeyBlock, vectors, valid, softmax_ + r, earlier + r);
+    if (block > 0) rescale_output(earlier, rows);
+    const auto add_values = block > 0 ? multiply<true> : multiply<false>;
+    add_values({scores_, kKeyBlock}, rows, packed.value_block(p, block), count, columns_ / kLanes, output_, columns_);
+  }
+
+  void rescale_output(const float* factors, int64_t rows) {
+    for (int64_t r = 0; r < rows; r++) {
+      if (factors[r] == 1) continue;
+      for (float* d = output_ + r * columns_; d < output_ + (r + 1) * columns_; d += kLanes)
+        store(d, load(d) * factors[r]);
+    }
+  }
+
+  template <class T>
+  static T* output_row(const AttentionParams& p, int64_t sample, int64_t token, int64_t head) {
+    return static_cast<T*>(p.output) + ((sample * p.query_length + token) * p.heads + head) * p.head_dim;
+  }
+
+  template <class T>
+  void write(const AttentionParams& p, int64_t sample, int64_t head, int64_t first, int64_t rows) const {
+    for (int64_t r = 0; r < rows; r++) {
+      const int64_t token = first + r;
+      const Softmax& softmax = softmax_[r];
+      // A sum of 0 over keys makes 0 / 0; without keys the output is the 0 it was set to.
+      narrow_row(output_ + r * columns_, p.head_dim, keys_of(p, sample) == 0 ? 1.0f : 1.0f / softmax.sum,
+                 output_row<T>(p, sample, token, head));
+      if (p.logsumexp)
+        p.logsumexp[(sample * p.heads + head) * p.query_length + token] = softmax.top + std::log(softmax.sum);
+    }
+  }
+
+  int64_t columns_;
+  Scratch<float> query_, scores_, output_;
+  Softmax softmax_[kQueryBlock];
+};
+
+template <class T>
+void forward(const AttentionParams& p, const Threads& threads) {
+  const int64_t units = p.batch * p.kv_heads, group = p.heads / p.kv_heads;
+  const int64_t query_blocks = ceil_div(p.query_length, kQueryBlock), key_blocks = PackedHead::blocks(p);
+  const int64_t floats = PackedHead::floats(p);
+  const int64_t at_once = minimum(units, maximum(1, floats ? kPackedFloats / floats : units));
+  const Scratch<float> memory(at_once * floats);
+  for (int64_t first = 0; first < units; first += at_once) {
+    const int64_t count = minimum(at_once, units - first);
+    const auto packed = [&](int64_t i) { return PackedHead(p, memory + i * floats); };
+    parallel_for(threads, count * key_blocks, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t unit = first + i / key_blocks;
+        pack_block<T>(p, unit / p.kv_heads, unit % p.kv_heads, i % key_blocks, packed(i / key_blocks));
+      }
+    });
+    parallel_for(threads, count * group * query_blocks, [&](int64_t begin, int64_t end) {
+      Block block(p);
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t local = i / (group * query_blocks), unit = first + local;
+        const int64_t head = unit % p.kv_heads * group + i / query_blocks % group, row = i % query_blocks * kQueryBlock;
+        block.run<T>(p, packed(local), unit / p.kv_heads, head, row, minimum(kQueryBlock, p.query_length - row));
+      }
+    });
+  }
+}
+
+}  // namespace
+
+void attention(const AttentionParams& p, const Threads& available) {
+  if (p.batch * p.heads * p.query_length * p.head_dim == 0) return;
+  const bool serial = p.batch * p.heads * p.query_length * p.kv_length * p.head_dim < kSerialProducts;
+  const Threads threads{serial ? 1 : available.count, available.run};
+  with_element_type(p.dtype, [&](auto element) { forward<decltype(element)>(p, threads); });
+}
+
+}  // namespace fastdiff::cpu::FASTDIFF_ISA

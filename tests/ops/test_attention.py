@@ -1,0 +1,352 @@
+"""attention against its definition, on the CPU: the error may be twice that of PyTorch's own attention."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import fastdiff
+from fastdiff import reference
+from fastdiff.ops.attention import _torch_attention
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# (batch, query tokens, heads, key tokens, key heads, head_dim)
+SHAPES = [
+    (2, 50, 3, 77, 3, 40),
+    (9, 1, 4, 1, 2, 8),
+    (2, 7, 4, 154, 2, 64),
+    (1, 130, 2, 257, 2, 72),
+    (1, 25, 3, 77, 1, 33),
+    (1, 24, 2, 1178, 2, 80),
+    (1, 49, 1, 160, 1, 96),
+    (1, 33, 2, 161, 2, 128),
+    (2, 9, 2, 320, 2, 160),
+    (1, 31, 2, 100, 2, 256),
+    (4, 30, 3, 50, 3, 1),
+]
+
+
+def make(shape, dtype=torch.float32, std=1.0) -> tuple[Tensor, Tensor, Tensor]:
+    batch, queries, heads, keys, kv_heads, head_dim = shape
+    sizes = ((batch, queries, heads, head_dim), *((batch, keys, kv_heads, head_dim),) * 2)
+    query, key, value = (torch.randn(size) * std for size in sizes)
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+def torch_attention(query: Tensor, key: Tensor, value: Tensor, **arguments) -> Tensor:
+    operands = (operand.transpose(1, 2) for operand in (query, key, value))
+    grouped = query.shape[2] != key.shape[2]
+    return F.scaled_dot_product_attention(*operands, enable_gqa=grouped, **arguments).transpose(1, 2)
+
+
+def gradients(function, operands, doutput, dtype=None) -> tuple[Tensor, ...]:
+    leaves = [operand.detach().to(dtype or operand.dtype).requires_grad_() for operand in operands]
+    return torch.autograd.grad(function(*leaves), leaves, doutput.to(leaves[0].dtype))
+
+
+def max_error(a: Tensor, exact: Tensor) -> float:
+    return (a.double() - exact).abs().max().item()
+
+
+def assert_as_exact(ours: Tensor, eager: Tensor, exact: Tensor, name: str = "output") -> None:
+    """The floor is a few float32 roundings of the largest values, below which eager's error is a matter of luck."""
+    allowed = 2 * max_error(eager, exact) + 1e-6 * max(1.0, exact.abs().max().item())
+    assert max_error(ours, exact) <= allowed, f"{name}: {max_error(ours, exact):.2e} > {allowed:.2e}"
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_forward_and_backward(dtype, shape) -> None:
+    operands = make(shape, dtype)
+    exact = reference.attention(*(operand.double() for operand in operands))
+    output = fastdiff.ops.attention(*operands)
+    assert output.dtype == dtype and output.is_contiguous()
+    assert_as_exact(output, torch_attention(*operands), exact)
+
+    doutput = torch.randn_like(operands[0])
+    ours = gradients(fastdiff.ops.attention, operands, doutput)
+    eager = gradients(torch_attention, operands, doutput)
+    wanted = gradients(reference.attention, operands, doutput, torch.float64)
+    for name, *results in zip(("dquery", "dkey", "dvalue"), ours, eager, wanted, strict=True):
+        assert_as_exact(*results, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_scores(dtype) -> None:
+    """Scores of several hundred: softmax picks few keys, in the first block of keys or in the last.
+
+    The rounding of such a score moves the result by far more than that of anything after it, so the largest error is a
+    matter of luck; the root of the mean square is not.
+    """
+    query, key, value = make((1, 500, 2, 400, 2, 64), dtype, std=6.0)
+    for scale in (None, 1.0, -0.5):
+        exact = reference.attention(query.double(), key.double(), value.double(), scale=scale)
+        ours = fastdiff.ops.attention(query, key, value, scale=scale)
+        eager = torch_attention(query, key, value, scale=scale)
+        errors = [(result.double() - exact).square().mean().sqrt() for result in (ours, eager)]
+        assert errors[0] <= 2 * errors[1] + 1e-6
+
+
+def test_logsumexp() -> None:
+    query, key, value = make((2, 30, 2, 200, 2, 40))
+    _, logsumexp = torch.ops.fastdiff.attention(query, key, value, None, 0.3)
+    scores = torch.einsum("bihd,bjhd->bhij", query.double(), key.double()) * 0.3
+    torch.testing.assert_close(logsumexp.double(), scores.logsumexp(-1), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_kv_lengths(dtype) -> None:
+    """What lies beyond a length is never read; a sample without keys gives zeros, and zero gradients."""
+    operands = query, key, value = make((5, 30, 4, 200, 2, 40), dtype)
+    lengths = torch.tensor([0, 1, 77, 161, 200])
+    for sample, length in enumerate(lengths.tolist()):
+        key[sample, length:] = value[sample, length:] = torch.nan
+    for kv_lengths in (lengths, lengths.int()):
+        output = fastdiff.ops.attention(query, key, value, kv_lengths=kv_lengths)
+        doutput = torch.randn_like(query)
+        ours = gradients(lambda *o: fastdiff.ops.attention(*o, kv_lengths=lengths), operands, doutput)
+        for sample, length in enumerate(lengths.tolist()):
+            alone = [query[sample : sample + 1], key[sample : sample + 1, :length], value[sample : sample + 1, :length]]
+            if length:
+                assert torch.equal(output[sample : sample + 1], fastdiff.ops.attention(*alone))
+                expected = gradients(fastdiff.ops.attention, alone, doutput[sample : sample + 1])
+                assert torch.equal(ours[0][sample : sample + 1], expected[0])
+                assert torch.equal(ours[1][sample : sample + 1, :length], expected[1])
+                assert torch.equal(ours[2][sample : sample + 1, :length], expected[2])
+            else:
+                assert not output[sample].any() and not ours[0][sample].any()
+            assert not ours[1][sample, length:].any() and not ours[2][sample, length:].any()
+
+
+def test_definition_with_kv_lengths() -> None:
+    query, key, value = (operand.double() for operand in make((3, 6, 2, 9, 2, 8)))
+    lengths = torch.tensor([0, 4, 9])
+    key[1, 4:] = value[1, 4:] = torch.nan
+    output = reference.attention(query, key, value, kv_lengths=lengths)
+    assert not output[0].any()
+    torch.testing.assert_close(output[1:2], torch_attention(query[1:2], key[1:2, :4], value[1:2, :4]))
+    torch.testing.assert_close(output[2:], torch_attention(query[2:], key[2:], value[2:]))
+
+
+def test_what_other_devices_run() -> None:
+    query, key, value = (operand.double() for operand in make((3, 6, 4, 9, 2, 8)))
+    for lengths in (None, torch.tensor([0, 4, 9])):
+        ours = _torch_attention(query, key, value, 0.3, lengths)
+        torch.testing.assert_close(ours, reference.attention(query, key, value, scale=0.3, kv_lengths=lengths))
+
+
+def test_lengths_that_lie_are_harmless() -> None:
+    """The raw op reads no key that is not there, whatever it is told."""
+    query, key, value = make((2, 5, 1, 20, 1, 8))
+    lengths = torch.tensor([2**31 - 1, -5], dtype=torch.int32)
+    output, _ = torch.ops.fastdiff.attention(query, key, value, lengths, 0.5)
+    assert torch.equal(output[:1], fastdiff.ops.attention(query[:1], key[:1], value[:1], scale=0.5))
+    assert not output[1].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_slices_are_read_in_place(dtype) -> None:
+    fused = torch.randn(2, 40, 3, 4, 40 + 8).to(dtype)[..., 3:43]
+    operands = [fused[:, :, i] for i in range(3)]
+    assert torch.equal(fastdiff.ops.attention(*operands), fastdiff.ops.attention(*(o.contiguous() for o in operands)))
+    scattered = [o.transpose(1, 3).contiguous().transpose(1, 3) for o in operands]
+    assert scattered[0].stride(3) != 1
+    assert torch.equal(fastdiff.ops.attention(*scattered), fastdiff.ops.attention(*operands))
+    doutput = torch.randn(2, 4, 40, 40).to(dtype).transpose(1, 2)
+    for ours, dense in zip(
+        gradients(fastdiff.ops.attention, operands, doutput),
+        gradients(fastdiff.ops.attention, [o.contiguous() for o in operands], doutput.contiguous()),
+        strict=True,
+    ):
+        assert torch.equal(ours, dense)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sample_does_not_depend_on_its_batch(dtype) -> None:
+    operands = make((6, 50, 2, 170, 2, 40), dtype)
+    whole = fastdiff.ops.attention(*operands)
+    for i in (0, 4):
+        assert torch.equal(whole[i : i + 1], fastdiff.ops.attention(*(o[i : i + 1] for o in operands)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_and_infinity_stay_in_their_query(dtype) -> None:
+    for bad in (torch.nan, torch.inf):
+        query, key, value = make((1, 60, 2, 300, 2, 40), dtype)
+        clean = fastdiff.ops.attention(query, key, value)
+        query[0, 30, 1, 7] = bad
+        output = fastdiff.ops.attention(query, key, value)
+        assert output[0, 30, 1].isnan().all()
+        output[0, 30, 1] = clean[0, 30, 1]
+        assert torch.equal(output, clean)
+    key[0, 299, 0, 3] = torch.nan
+    value[0, 5, 1, 3] = torch.nan
+    output = fastdiff.ops.attention(query, key, value)
+    assert output[0, :, 0].isnan().all()
+    assert output[0, :, 1, 3].isnan().all()
+
+
+def test_scores_of_minus_infinity() -> None:
+    """A key whose score is -infinity counts for nothing; a query with no other key is NaN, as in PyTorch."""
+    query, key, value = make((1, 4, 1, 200, 1, 8))
+    query = query.abs()
+    key[0, :199, 0, 0] = -torch.inf
+    output = fastdiff.ops.attention(query, key, value)
+    torch.testing.assert_close(output, value[:, 199:].expand(1, 4, 1, 8))
+    key[0, 199, 0, 0] = -torch.inf
+    assert fastdiff.ops.attention(query, key, value).isnan().all()
+
+
+def test_empty() -> None:
+    for shape in ((0, 3, 2, 4, 2, 8), (2, 0, 2, 4, 2, 8)):
+        operands = make(shape)
+        output = fastdiff.ops.attention(*operands)
+        assert output.shape == operands[0].shape
+        for gradient, operand in zip(gradients(fastdiff.ops.attention, operands, output), operands, strict=True):
+            assert gradient.shape == operand.shape and not gradient.any()
+    query, key, value = make((2, 3, 2, 0, 2, 8))
+    assert not fastdiff.ops.attention(query, key, value).any()
+
+
+def test_same_bits_for_any_thread_count() -> None:
+    code = """
+import sys, torch, fastdiff, hashlib
+torch.set_num_threads(int(sys.argv[1]))
+torch.manual_seed(0)
+digest = hashlib.sha256()
+for dtype in (torch.float32, torch.bfloat16):
+    for batch, queries, heads, keys, kv_heads, head_dim in ((2, 300, 4, 77, 2, 40), (1, 100, 3, 500, 3, 64)):
+        q = torch.randn(batch, queries, heads, head_dim).to(dtype).requires_grad_()
+        k, v = (torch.randn(batch, keys, kv_heads, head_dim).to(dtype).requires_grad_() for _ in range(2))
+        y = fastdiff.ops.attention(q, k, v)
+        for result in (y, *torch.autograd.grad(y, [q, k, v], torch.randn_like(y))):
+            digest.update(result.detach().contiguous().view(torch.uint8).numpy().tobytes())
+print(digest.hexdigest())
+"""
+    digests = {
+        subprocess.run([sys.executable, "-c", code, threads], check=True, capture_output=True, text=True).stdout
+        for threads in ("1", "2", "3", "5")
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("isa", fastdiff.build_info().get("cpu_isas_built", []))
+def test_every_instruction_set(isa) -> None:
+    if isa == fastdiff.build_info()["cpu_isa"]:
+        pytest.skip("in use: all other tests run it")
+    if isa not in fastdiff.build_info()["cpu_isas_supported"]:
+        pytest.skip(f"this processor has no {isa}")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "forward or large or lengths or infinity"]
+    environment = {**os.environ, "FASTDIFF_CPU_ISA": isa, "PYTEST_ADDOPTS": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert " passed" in result.stdout
+
+
+# ---- torch's own contracts -------------------------------------------------------------------------------------------
+
+
+def test_gradcheck_of_the_definition() -> None:
+    operands = [operand.double().requires_grad_() for operand in make((2, 3, 4, 5, 2, 3))]
+    lengths = torch.tensor([5, 2])
+    assert torch.autograd.gradcheck(lambda *o: reference.attention(*o, scale=0.7, kv_lengths=lengths), operands)
+
+
+def test_opcheck() -> None:
+    operands = [operand.requires_grad_() for operand in make((2, 6, 4, 9, 2, 8))]
+    lengths = torch.tensor([3, 9], dtype=torch.int32)
+    for kv_lengths in (None, lengths):
+        torch.library.opcheck(torch.ops.fastdiff.attention, (*operands, kv_lengths, 0.4))
+    plain = [operand.detach() for operand in operands]
+    results = torch.ops.fastdiff.attention(*plain, lengths, 0.4)
+    arguments = (torch.randn_like(plain[0]), *plain, *results, lengths, 0.4)
+    torch.library.opcheck(torch.ops.fastdiff.attention_backward, arguments)
+
+
+def test_compile_has_no_graph_break_and_no_recompile_storm() -> None:
+    compiles = CompileCounterWithBackend("inductor")
+
+    @torch.compile(fullgraph=True, backend=compiles)
+    def block(query, key, value, lengths):
+        return fastdiff.ops.attention(query * 2, key, value, kv_lengths=lengths) + 1
+
+    for tokens in (8, 10, 12, 14, 16):
+        query, key, value = make((2, tokens, 2, 9, 2, 8))
+        lengths = torch.tensor([4, 9])
+        want = fastdiff.ops.attention(query * 2, key, value, kv_lengths=lengths) + 1
+        torch.testing.assert_close(block(query, key, value, lengths), want)
+    assert compiles.frame_count <= 2, "one compilation for the first size, one for all others"
+
+
+def test_export() -> None:
+    class Block(torch.nn.Module):
+        def forward(self, query, key, value):
+            return fastdiff.ops.attention(query, key, value)
+
+    operands = make((1, 6, 2, 9, 2, 8))
+    program = torch.export.export(Block(), operands)
+    assert torch.equal(program.module()(*operands), fastdiff.ops.attention(*operands))
+
+
+def test_autocast_casts_as_for_torch() -> None:
+    query, key, value = make((1, 6, 2, 9, 2, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = fastdiff.ops.attention(query, key.bfloat16(), value)
+        assert ours.dtype == torch_attention(query, key, value).dtype == torch.bfloat16
+    assert torch.equal(ours, fastdiff.ops.attention(query.bfloat16(), key.bfloat16(), value.bfloat16()))
+
+
+def test_reference_switch() -> None:
+    operands = make((2, 6, 4, 9, 2, 8))
+    with fastdiff.use_reference():
+        ours = fastdiff.ops.attention(*operands, scale=0.3)
+    assert torch.equal(ours, reference.attention(*operands, scale=0.3))
+
+
+Q, K = torch.zeros(2, 5, 4, 8), torch.zeros(2, 7, 2, 8)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"query": 3}, TypeError, "query must be a tensor, got int"),
+        ({"query": Q[0]}, ValueError, r"query must be \(batch, tokens, heads, head_dim\), got shape \(5, 4, 8\)"),
+        ({"query": Q.double()}, TypeError, "query must be float32, bfloat16 or float16, got torch.float64"),
+        ({"key": K.half()}, TypeError, "key must have query's dtype torch.float32, got torch.float16"),
+        ({"key": K.to("meta")}, ValueError, "key must be on query's device cpu, got meta"),
+        ({"key": K[:1]}, ValueError, r"key must be \(2, tokens, heads, 8\) to fit query, got \(1, 7, 2, 8\)"),
+        ({"value": K[:, :3]}, ValueError, r"value must have key's shape \(2, 7, 2, 8\), got \(2, 3, 2, 8\)"),
+        ({"query": Q[:, :, :3]}, ValueError, "the heads of key must divide query's 3, got 2"),
+        ({"query": torch.zeros(2, 5, 4, 264)}, ValueError, "head_dim must be 1 to 256, got 264"),
+        ({"kv_lengths": [1, 2]}, TypeError, "kv_lengths must be a tensor or None, got list"),
+        ({"kv_lengths": torch.ones(2)}, TypeError, "kv_lengths must be int32 or int64, got torch.float32"),
+        ({"kv_lengths": torch.ones(3, dtype=torch.int)}, ValueError, r"must have shape \(2,\), got \(3,\)"),
+        ({"kv_lengths": torch.tensor([1, 8])}, ValueError, "kv_lengths must be 0 to 7, the tokens of key, got 8"),
+        ({"kv_lengths": torch.tensor([-1, 8])}, ValueError, "kv_lengths must be 0 to 7, the tokens of key, got -1"),
+    ],
+)
+def test_errors_name_the_argument(change, error, message) -> None:
+    with pytest.raises(error, match=message):
+        fastdiff.ops.attention(**{"query": Q, "key": K, "value": K, **change})
+
+
+def test_wrong_arguments_to_the_raw_op_raise() -> None:
+    for query, key, value, lengths in (
+        (Q, K, K[:, :3], None),
+        (Q[:1], K, K, None),
+        (Q[:, :, :3], K, K, None),
+        (Q, K.half(), K, None),
+        (Q[0], K, K, None),
+        (Q, K, K, torch.ones(2)),
+        (Q, K, K, torch.ones(3, dtype=torch.int32)),
+    ):
+        with pytest.raises(RuntimeError, match="attention: "):
+            torch.ops.fastdiff.attention(query, key, value, lengths, 1.0)
