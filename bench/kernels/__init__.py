@@ -1,5 +1,5 @@
 """The kernel benchmark. To add an op: a file of its name with an `OP`, and a line here."""
 
-from bench.kernels import group_norm_silu, sampler_step
+from bench.kernels import attention, group_norm_silu, sampler_step
 
-OPS = {"group_norm_silu": group_norm_silu.OP, "sampler_step": sampler_step.OP}
+OPS = {"attention": attention.OP, "group_norm_silu": group_norm_silu.OP, "sampler_step": sampler_step.OP}

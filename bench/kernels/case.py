@@ -45,6 +45,7 @@ class Problem:
         output_names: names of the outputs, in order.
         unit_bytes: U, the bytes of one activation.
         floor_units: how many U an implementation that keeps nothing in the cache must move.
+        flops: floating-point operations of the matrix products, where those bound the op.
     """
 
     contenders: Mapping[str, Callable[[], tuple[Tensor, ...]]]
@@ -53,6 +54,7 @@ class Problem:
     output_names: tuple[str, ...]
     unit_bytes: int
     floor_units: int
+    flops: int | None = None
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ def measure_case(case: Case, device: Device, baselines: tuple[str, ...], budget:
         for cache in CACHES:
             timings = interleave(contenders, device.measure, budget, prepares[cache])
             caches[cache] = relate(timings, problem.unit_bytes, problem.floor_units, device.peak_gb_per_s)
+            if problem.flops:
+                caches[cache]["gflop_per_s"] = problem.flops / timings["fastdiff"].median_ms / 1e6
     return {
         "op": case.op,
         "direction": case.direction,

@@ -32,7 +32,7 @@ def _op_table(run: Json, records: list[Json]) -> Table:
     """One line a case and cache state. Times are medians in ms."""
     baselines = [name for name in BASELINES if name in records[0]["caches"]["warm"]["contenders"]]
     contenders = ["fastdiff", *baselines, "copy"]
-    floor_headers = ["3U", "floor", "x floor", "GB/s", "% floor"]
+    floor_headers = ["3U", "floor", "x floor", "GB/s", "% floor", "GFLOP/s"]
     headers = ["shape", "dtype", "layout", "pass", "cache", *contenders, "ratio", *floor_headers]
     rows = [_row(record, cache, contenders) for record in records for cache in CACHES]
     return Table(f"{records[0]['op']}: {run_title(run)}", headers, rows, text_columns=5)
@@ -54,6 +54,7 @@ def _row(record: Json, cache: str, contenders: list[str]) -> list[str]:
         f"{result['times_floor']:.2f}",
         f"{result['gb_per_s']:.1f}",
         f"{result['percent_of_floor']:.0f}",
+        f"{result['gflop_per_s']:.0f}" if "gflop_per_s" in result else "-",
     ]
 
 

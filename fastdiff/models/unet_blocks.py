@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastdiff import ops
 from fastdiff.nn import GroupNormSiLU
 
 
@@ -101,11 +102,9 @@ class Attention(nn.Module):
         h = x if self.group_norm is None else self.group_norm(x)
         h = h.flatten(2).transpose(1, 2)  # (N, H*W, C)
         query, key, value = (
-            projection(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection in (self.to_q, self.to_k, self.to_v)
+            projection(h).unflatten(-1, (self.heads, -1)) for projection in (self.to_q, self.to_k, self.to_v)
         )
-        h = F.scaled_dot_product_attention(query, key, value)  # (N, heads, H*W, head_dim)
-        h = self.to_out[0](h.transpose(1, 2).flatten(2))
+        h = self.to_out[0](ops.attention(query, key, value).flatten(2))  # (N, H*W, C)
         h = x + h.transpose(1, 2).unflatten(-1, x.shape[2:])
         return h if self.output_scale_factor == 1.0 else h / self.output_scale_factor
 
