@@ -100,8 +100,9 @@ def _times(load_seconds: float, samples: Samples, compared: bool) -> str:
     if compared:
         lines.append(
             "\nThe dial is timed both ways: the same network, seeds and threads, warmed up, interleaved, the faster of "
-            f"{ROUNDS} runs.\nThe kernels replace norms and activations; convolutions and attention are torch's on "
-            f"both sides.\nThe pictures of the two differ by at most {samples.largest_difference} of 255 levels."
+            f"{ROUNDS} runs.\nThe kernels replace norms, activations and attention; convolutions and linear layers are "
+            "torch's on both sides.\n"
+            f"The pictures of the two differ by at most {samples.largest_difference} of 255 levels."
         )
     return "\n".join(lines)
 
