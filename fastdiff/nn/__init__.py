@@ -1,5 +1,6 @@
 """Drop-in torch modules on the fused ops."""
 
+from fastdiff.nn.attention import Attention
 from fastdiff.nn.group_norm_silu import GroupNormSiLU
 
-__all__ = ["GroupNormSiLU"]
+__all__ = ["Attention", "GroupNormSiLU"]
