@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from accuracy import assert_as_exact, assert_draws_as_exact, max_error
 from backends import Backend
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -61,20 +62,6 @@ def define(x, groups, operands, dtype, eps=1e-5, silu=True) -> Tensor:
     )
 
 
-def max_error(a: Tensor, exact: Tensor) -> float:
-    return (a.double() - exact).abs().max().item() if exact.numel() else 0.0
-
-
-def floor(exact: Tensor) -> float:
-    """An error of a few float32 roundings of the largest values, below which eager's error is a matter of luck."""
-    return 1e-6 * max(1.0, exact.abs().max().item()) if exact.numel() else 1e-6
-
-
-def assert_as_exact(ours: Tensor, eager: Tensor, exact: Tensor, name: str = "y") -> None:
-    allowed = 2 * max_error(eager, exact) + floor(exact)
-    assert max_error(ours, exact) <= allowed, f"{name}: {max_error(ours, exact):.2e} > {allowed:.2e}"
-
-
 def affordable(backend: Backend, shape) -> None:
     if torch.Size(shape).numel() > backend.elements:
         pytest.skip("too large for the emulator")
@@ -85,12 +72,11 @@ def affordable(backend: Backend, shape) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_forward(device: Backend, dtype, layout, shape, groups) -> None:
     affordable(device, shape)
-    x = make_input(shape, dtype, layout, device.device)
-    for silu, names in itertools.product((True, False), ((), ("time_bias", "weight", "bias"), OPERANDS)):
+
+    def draw(silu, names):
+        x = make_input(shape, dtype, layout, device.device)
         operands = make_operands(shape, dtype, device.device, names)
         y, mean, rstd = run(device, x, groups, operands, silu=silu)
-        exact = define(x, groups, operands, torch.float64, silu=silu)
-        assert_as_exact(y, define(x, groups, operands, dtype, silu=silu), exact)
         assert y.dtype == dtype
         assert y.stride() == torch.empty_like(x).stride()
         u = x.double() + operands.get("time_bias", x.new_zeros(shape[:2])).double().reshape(
@@ -99,6 +85,10 @@ def test_forward(device: Backend, dtype, layout, shape, groups) -> None:
         grouped = u.reshape(shape[0], groups, -1)
         torch.testing.assert_close(mean.double(), grouped.mean(-1), rtol=1e-6, atol=1e-5)  # of a deviation near 1
         torch.testing.assert_close(rstd.double(), (grouped.var(-1, correction=0) + 1e-5).rsqrt(), rtol=1e-5, atol=0)
+        return {"y": (y, *(define(x, groups, operands, d, silu=silu) for d in (dtype, torch.float64)))}
+
+    for silu, names in itertools.product((True, False), ((), ("time_bias", "weight", "bias"), OPERANDS)):
+        assert_draws_as_exact(lambda silu=silu, names=names: draw(silu, names), torch.Size(shape).numel())
 
 
 def gradients(forward, x, operands, dtype, dy) -> list[Tensor]:
@@ -113,8 +103,8 @@ def gradients(forward, x, operands, dtype, dy) -> list[Tensor]:
 def test_backward(device: Backend, dtype, layout, shape, groups) -> None:
     affordable(device, shape)
     for silu, names in itertools.product((True, False), ((), OPERANDS)):
-        for name, (ours, eager, exact) in gradients_of_all(device, dtype, layout, shape, groups, silu, names).items():
-            assert_as_exact(ours, eager, exact, f"d{name}")
+        case = (device, dtype, layout, shape, groups, silu, names)
+        assert_draws_as_exact(lambda case=case: gradients_of_all(*case), torch.Size(shape).numel())
 
 
 def gradients_of_all(device, dtype, layout, shape, groups, silu, names) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
@@ -141,7 +131,7 @@ def gradients_of_all(device, dtype, layout, shape, groups, silu, names) -> dict[
     assert dx.stride() == torch.empty_like(x).stride()
     ours = [dx, *(grad for grad, value in zip(rest, values, strict=True) if value is not None)]
     # The gradients of the operands are float32 sums, which autograd rounds to the operand's dtype.
-    return {name: (a.to(dtype), b, c) for name, a, b, c in zip(("x", *names), ours, eager, exact, strict=True)}
+    return {f"d{name}": (a.to(dtype), b, c) for name, a, b, c in zip(("x", *names), ours, eager, exact, strict=True)}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
