@@ -8,11 +8,12 @@ set(cpu_kernel_sources
   csrc/cpu/table.cpp)
 set(cpu_isas portable)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  list(APPEND cpu_isas avx2 avx512)
+  list(APPEND cpu_isas avx2 avx512 avx512_bf16)
 endif()
 set(cpu_flags_portable "")
 set(cpu_flags_avx2 -mavx2 -mfma -mf16c)
 set(cpu_flags_avx512 ${cpu_flags_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
+set(cpu_flags_avx512_bf16 ${cpu_flags_avx512} -mavx512bf16)
 
 add_library(fastdiff_cpu_kernels INTERFACE)
 foreach(isa ${cpu_isas})

@@ -7,8 +7,8 @@ from statistics import mean
 
 from torch import Tensor
 
-# Of this many elements the largest error says something of the arithmetic; that of a few dozen is a matter of luck.
-ELEMENTS = 4000
+# Of this many elements the largest error says something of the arithmetic; that of a few hundred is a matter of luck.
+ELEMENTS = 20_000
 
 Results = Mapping[str, tuple[Tensor, Tensor, Tensor]]  # name -> (ours, eager's, exact)
 

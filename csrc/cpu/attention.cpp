@@ -14,28 +14,27 @@ namespace {
 // Below this many multiplications, waking a thread costs more than it saves.
 constexpr int64_t kSerialProducts = 1 << 18;
 
-// Floats of packed keys and values to hold at once, where one head alone does not need more.
-constexpr int64_t kPackedFloats = int64_t{8} << 20;
+// Elements of packed keys and values to hold at once, where one head alone does not need more.
+constexpr int64_t kPackedElements = int64_t{8} << 20;
 
 // The keys and values of one (sample, key head), packed block by block: keys as columns, values as rows.
+template <class E>
 struct PackedHead {
-  float *keys, *values;
+  E *keys, *values;
 
-  static int64_t key_floats(const AttentionParams& p) { return blocks(p) * kKeyBlock * p.head_dim; }
-  static int64_t value_floats(const AttentionParams& p) { return blocks(p) * kKeyBlock * lanes_of(p.head_dim); }
-  static int64_t floats(const AttentionParams& p) { return key_floats(p) + value_floats(p); }
+  static int64_t key_block_size(const AttentionParams& p) { return kKeyBlock * ceil_div(p.head_dim, kTerms<E>); }
+  static int64_t value_block_size(const AttentionParams& p) { return kKeyBlock / kTerms<E> * lanes_of(p.head_dim); }
+  static int64_t size(const AttentionParams& p) { return blocks(p) * (key_block_size(p) + value_block_size(p)); }
   static int64_t blocks(const AttentionParams& p) { return ceil_div(p.kv_length, kKeyBlock); }
 
-  PackedHead(const AttentionParams& p, float* memory) : keys(memory), values(memory + key_floats(p)) {}
+  PackedHead(const AttentionParams& p, E* memory) : keys(memory), values(memory + blocks(p) * key_block_size(p)) {}
 
-  float* key_block(const AttentionParams& p, int64_t block) const { return keys + block * kKeyBlock * p.head_dim; }
-  float* value_block(const AttentionParams& p, int64_t block) const {
-    return values + block * kKeyBlock * lanes_of(p.head_dim);
-  }
+  E* key_block(const AttentionParams& p, int64_t block) const { return keys + block * key_block_size(p); }
+  E* value_block(const AttentionParams& p, int64_t block) const { return values + block * value_block_size(p); }
 };
 
-template <class T>
-void pack_block(const AttentionParams& p, int64_t sample, int64_t kv_head, int64_t block, const PackedHead& packed) {
+template <class T, class E>
+void pack_block(const AttentionParams& p, int64_t sample, int64_t kv_head, int64_t block, const PackedHead<E>& packed) {
   const int64_t first = block * kKeyBlock, count = minimum(kKeyBlock, keys_of(p, sample) - first);
   if (count <= 0) return;
   pack_columns(head_of<T>(p.key, sample, kv_head) + first * p.key.token_stride, p.key.token_stride, count, p.head_dim,
@@ -59,10 +58,12 @@ Int valid_lanes(int64_t count) {
 }
 
 // Scores of kRows queries against a block of keys become exp(score - top), with the top of this and all earlier
-// blocks. `earlier` is what earlier sums have to be multiplied by. Several rows at a time, as one alone is a chain of
-// dependent steps. Lanes without a key become 0.
-template <int kRows>
+// blocks, as the left-hand matrix that multiplies the values: of elements E, where the scores were. `earlier` is what
+// earlier sums have to be multiplied by. Several rows at a time, as one alone is a chain of dependent steps. Lanes
+// without a key become 0.
+template <int kRows, class E>
 FASTDIFF_INLINE void exponentiate(float* scores, int64_t vectors, Int valid, Softmax* softmax, float* earlier) {
+  using Number = std::conditional_t<kTerms<E> == 2, BFloat16, float>;
   const auto larger_lanes = [](Float a, Float b) FASTDIFF_INLINE_LAMBDA { return larger(a, b); };
   const auto add_lanes = [](Float a, Float b) FASTDIFF_INLINE_LAMBDA { return a + b; };
   const int64_t last = (vectors - 1) * kLanes;
@@ -86,8 +87,9 @@ FASTDIFF_INLINE void exponentiate(float* scores, int64_t vectors, Int valid, Sof
   for (int64_t i = 0; i <= last; i += kLanes)
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; r++) {
-      const Float e = exp_nonpositive(load(scores + r * kKeyBlock + i) - shift[r]);
-      store(scores + r * kKeyBlock + i, e);
+      float* row = scores + r * kKeyBlock;
+      const Float e = exp_nonpositive(load(row + i) - shift[r]);
+      store_in_order(reinterpret_cast<Number*>(row) + i, e);  // narrower numbers fall behind what is still to be read
       sum[r] += e;
     }
 #pragma GCC unroll 8
@@ -99,43 +101,49 @@ FASTDIFF_INLINE void exponentiate(float* scores, int64_t vectors, Int valid, Sof
 }
 
 // One thread's memory.
+template <class T>
 class Block {
+  using E = Factor<T>;
+
  public:
   explicit Block(const AttentionParams& p)
-      : columns_(lanes_of(p.head_dim)),
-        query_(kQueryBlock * p.head_dim),
+      : depth_(ceil_div(p.head_dim, kTerms<E>)),
+        columns_(lanes_of(p.head_dim)),
+        query_(kQueryBlock * depth_),
         scores_(kQueryBlock * kKeyBlock),
         output_(kQueryBlock * columns_) {}
 
   // Rows [first, first + rows) of one head of the output.
-  template <class T>
-  void run(const AttentionParams& p, const PackedHead& packed, int64_t sample, int64_t head, int64_t first,
+  void run(const AttentionParams& p, const PackedHead<E>& packed, int64_t sample, int64_t head, int64_t first,
            int64_t rows) {
     const T* query = head_of<T>(p.query, sample, head) + first * p.query.token_stride;
-    widen_rows(query, p.query.token_stride, rows, p.head_dim, p.scale, query_);
+    gather_rows(query, p.query.token_stride, rows, p.head_dim, query_);
     prefetch_rows<0>(query + rows * p.query.token_stride, p.query.token_stride, kQueryBlock, p.head_dim);
-    prefetch_rows<1>(output_row<T>(p, sample, first, head), p.heads * p.head_dim, rows, p.head_dim);
+    prefetch_rows<1>(output_row(p, sample, first, head), p.heads * p.head_dim, rows, p.head_dim);
     for (int64_t r = 0; r < rows; r++) softmax_[r] = {-INFINITY, 0};
     const int64_t keys = keys_of(p, sample);
     for (int64_t begin = 0; begin < keys; begin += kKeyBlock)
       add_keys(p, packed, begin / kKeyBlock, minimum(kKeyBlock, keys - begin), rows);
     if (keys == 0) std::memset(output_, 0, rows * columns_ * sizeof(float));
-    write<T>(p, sample, head, first, rows);
+    write(p, sample, head, first, rows);
   }
 
  private:
-  void add_keys(const AttentionParams& p, const PackedHead& packed, int64_t block, int64_t count, int64_t rows) {
-    multiply<false>({query_, p.head_dim}, rows, packed.key_block(p, block), p.head_dim, ceil_div(count, kLanes),
-                    scores_, kKeyBlock);
+  void add_keys(const AttentionParams& p, const PackedHead<E>& packed, int64_t block, int64_t count, int64_t rows) {
     const int64_t vectors = ceil_div(count, kLanes);
+    multiply<false, E>({query_, depth_}, rows, packed.key_block(p, block), depth_, vectors, scores_, kKeyBlock,
+                       p.scale);
     const Int valid = valid_lanes(count);
     float earlier[kQueryBlock];
     int64_t r = 0;
-    for (; r + 4 <= rows; r += 4) exponentiate<4>(scores_ + r * kKeyBlock, vectors, valid, softmax_ + r, earlier + r);
-    for (; r < rows; r++) exponentiate<1>(scores_ + r * kKeyBlock, vectors, valid, softmax_ + r, earlier + r);
+    for (; r + 4 <= rows; r += 4)
+      exponentiate<4, E>(scores_ + r * kKeyBlock, vectors, valid, softmax_ + r, earlier + r);
+    for (; r < rows; r++) exponentiate<1, E>(scores_ + r * kKeyBlock, vectors, valid, softmax_ + r, earlier + r);
     if (block > 0) rescale_output(earlier, rows);
-    const auto add_values = block > 0 ? multiply<true> : multiply<false>;
-    add_values({scores_, kKeyBlock}, rows, packed.value_block(p, block), count, columns_ / kLanes, output_, columns_);
+    const Left<E> probabilities{reinterpret_cast<const E*>(static_cast<float*>(scores_)), kKeyBlock};
+    const auto add_values = block > 0 ? multiply<true, E> : multiply<false, E>;
+    add_values(probabilities, rows, packed.value_block(p, block), ceil_div(count, kTerms<E>), columns_ / kLanes,
+               output_, columns_, 1);
   }
 
   void rescale_output(const float* factors, int64_t rows) {
@@ -146,39 +154,39 @@ class Block {
     }
   }
 
-  template <class T>
   static T* output_row(const AttentionParams& p, int64_t sample, int64_t token, int64_t head) {
     return static_cast<T*>(p.output) + ((sample * p.query_length + token) * p.heads + head) * p.head_dim;
   }
 
-  template <class T>
   void write(const AttentionParams& p, int64_t sample, int64_t head, int64_t first, int64_t rows) const {
     for (int64_t r = 0; r < rows; r++) {
       const int64_t token = first + r;
       const Softmax& softmax = softmax_[r];
       // A sum of 0 over keys makes 0 / 0; without keys the output is the 0 it was set to.
       narrow_row(output_ + r * columns_, p.head_dim, keys_of(p, sample) == 0 ? 1.0f : 1.0f / softmax.sum,
-                 output_row<T>(p, sample, token, head));
+                 output_row(p, sample, token, head));
       if (p.logsumexp)
         p.logsumexp[(sample * p.heads + head) * p.query_length + token] = softmax.top + std::log(softmax.sum);
     }
   }
 
-  int64_t columns_;
-  Scratch<float> query_, scores_, output_;
+  int64_t depth_, columns_;
+  Scratch<E> query_;
+  Scratch<float> scores_, output_;
   Softmax softmax_[kQueryBlock];
 };
 
 template <class T>
 void forward(const AttentionParams& p, const Threads& threads) {
+  using Head = PackedHead<Factor<T>>;
   const int64_t units = p.batch * p.kv_heads, group = p.heads / p.kv_heads;
-  const int64_t query_blocks = ceil_div(p.query_length, kQueryBlock), key_blocks = PackedHead::blocks(p);
-  const int64_t floats = PackedHead::floats(p);
-  const int64_t at_once = minimum(units, maximum(1, floats ? kPackedFloats / floats : units));
-  const Scratch<float> memory(at_once * floats);
+  const int64_t query_blocks = ceil_div(p.query_length, kQueryBlock), key_blocks = Head::blocks(p);
+  const int64_t size = Head::size(p);
+  const int64_t at_once = minimum(units, maximum(1, size ? kPackedElements / size : units));
+  const Scratch<Factor<T>> memory(at_once * size);
   for (int64_t first = 0; first < units; first += at_once) {
     const int64_t count = minimum(at_once, units - first);
-    const auto packed = [&](int64_t i) { return PackedHead(p, memory + i * floats); };
+    const auto packed = [&](int64_t i) { return Head(p, memory + i * size); };
     parallel_for(threads, count * key_blocks, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
         const int64_t unit = first + i / key_blocks;
@@ -186,11 +194,11 @@ void forward(const AttentionParams& p, const Threads& threads) {
       }
     });
     parallel_for(threads, count * group * query_blocks, [&](int64_t begin, int64_t end) {
-      Block block(p);
+      Block<T> block(p);
       for (int64_t i = begin; i < end; i++) {
         const int64_t local = i / (group * query_blocks), unit = first + local;
         const int64_t head = unit % p.kv_heads * group + i / query_blocks % group, row = i % query_blocks * kQueryBlock;
-        block.run<T>(p, packed(local), unit / p.kv_heads, head, row, minimum(kQueryBlock, p.query_length - row));
+        block.run(p, packed(local), unit / p.kv_heads, head, row, minimum(kQueryBlock, p.query_length - row));
       }
     });
   }

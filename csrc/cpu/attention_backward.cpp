@@ -82,7 +82,7 @@ class Queries {
   void run(const AttentionBackwardParams& b, const Keys& keys, int64_t sample, int64_t head, int64_t first) {
     const int64_t rows = minimum(kBackwardQueryBlock, b.forward.query_length - first);
     fetch<T>(b, sample, head, first, rows);
-    for (int64_t block = 0; block < keys.used_blocks(); block++) add_keys(keys, block, rows);
+    for (int64_t block = 0; block < keys.used_blocks(); block++) add_keys(keys, block, rows, b.forward.scale);
     for (int64_t r = 0; r < rows; r++)
       narrow_row(dquery_ + r * lanes_, depth_, b.forward.scale,
                  static_cast<T*>(b.dquery) + row_of(b.forward, sample, head, first + r));
@@ -98,12 +98,12 @@ class Queries {
     const AttentionParams& p = b.forward;
     const T* query = head_of<T>(p.query, sample, head) + first * p.query.token_stride;
     const T* doutput = head_of<T>(b.doutput, sample, head) + first * b.doutput.token_stride;
-    widen_rows(query, p.query.token_stride, rows, depth_, p.scale, query_);
-    widen_rows(doutput, b.doutput.token_stride, rows, depth_, 1.0f, doutput_);
-    widen_rows(static_cast<const T*>(p.output) + row_of(p, sample, head, first), p.heads * depth_, rows, depth_, 1.0f,
-               output_);
-    pack_rows(query, p.query.token_stride, rows, depth_, query_rows_);
-    pack_rows(doutput, b.doutput.token_stride, rows, depth_, doutput_rows_);
+    gather_rows(query, p.query.token_stride, rows, depth_, query_);
+    gather_rows(doutput, b.doutput.token_stride, rows, depth_, doutput_);
+    gather_rows(static_cast<const T*>(p.output) + row_of(p, sample, head, first), p.heads * depth_, rows, depth_,
+                output_);
+    pack_rows<float>(query, p.query.token_stride, rows, depth_, query_rows_);
+    pack_rows<float>(doutput, b.doutput.token_stride, rows, depth_, doutput_rows_);
     for (int64_t r = 0; r < rows; r++) {
       double delta = 0;
       for (int64_t d = 0; d < depth_; d++) delta += double(doutput_[r * depth_ + d]) * output_[r * depth_ + d];
@@ -113,10 +113,12 @@ class Queries {
     std::memset(dquery_, 0, rows * lanes_ * sizeof(float));
   }
 
-  void add_keys(const Keys& keys, int64_t block, int64_t rows) {
+  void add_keys(const Keys& keys, int64_t block, int64_t rows, float scale) {
     const int64_t count = keys.count(block), score_vectors = ceil_div(count, kLanes), vectors = lanes_ / kLanes;
-    multiply<false>({query_, depth_}, rows, keys.key_columns(block), depth_, score_vectors, probabilities_, kKeyBlock);
-    multiply<false>({doutput_, depth_}, rows, keys.value_columns(block), depth_, score_vectors, dscores_, kKeyBlock);
+    multiply<false, float>({query_, depth_}, rows, keys.key_columns(block), depth_, score_vectors, probabilities_,
+                           kKeyBlock, scale);
+    multiply<false, float>({doutput_, depth_}, rows, keys.value_columns(block), depth_, score_vectors, dscores_,
+                           kKeyBlock);
     for (int64_t r = 0; r < rows; r++) {
       const Float logsumexp = broadcast(logsumexp_[r]), delta = broadcast(delta_[r]);
       for (int64_t i = r * kKeyBlock; i < r * kKeyBlock + score_vectors * kLanes; i += kLanes) {
@@ -125,9 +127,10 @@ class Queries {
         store(dscores_ + i, p * (load(dscores_ + i) - delta));
       }
     }
-    multiply<true>({dscores_, kKeyBlock}, rows, keys.key_rows(block), count, vectors, dquery_, lanes_);
-    multiply<true>({probabilities_, 1, kKeyBlock}, count, doutput_rows_, rows, vectors, keys.dvalue(block), lanes_);
-    multiply<true>({dscores_, 1, kKeyBlock}, count, query_rows_, rows, vectors, keys.dkey(block), lanes_);
+    multiply<true, float>({dscores_, kKeyBlock}, rows, keys.key_rows(block), count, vectors, dquery_, lanes_);
+    multiply<true, float>({probabilities_, 1, kKeyBlock}, count, doutput_rows_, rows, vectors, keys.dvalue(block),
+                          lanes_);
+    multiply<true, float>({dscores_, 1, kKeyBlock}, count, query_rows_, rows, vectors, keys.dkey(block), lanes_);
   }
 
   int64_t depth_, lanes_;

@@ -32,14 +32,23 @@ inline int64_t keys_of(const AttentionParams& p, int64_t sample) {
   return p.kv_lengths ? minimum(maximum(p.kv_lengths[sample], 0), p.kv_length) : p.kv_length;
 }
 
-// `rows` rows of a head, times `factor`, as dense float32.
+// `rows` rows of a head as dense float32.
 template <class T>
-void widen_rows(const T* source, int64_t stride, int64_t rows, int64_t columns, float factor, float* target) {
+void gather_rows(const T* source, int64_t stride, int64_t rows, int64_t columns, float* target) {
   for (int64_t r = 0; r < rows; r++) {
     const T* row = source + r * stride;
     int64_t d = 0;
-    for (; d + kLanes <= columns; d += kLanes) store(target + r * columns + d, load_in_order(row + d) * factor);
-    for (; d < columns; d++) target[r * columns + d] = to_float(row[d]) * factor;
+    for (; d + kLanes <= columns; d += kLanes) store(target + r * columns + d, load_in_order(row + d));
+    for (; d < columns; d++) target[r * columns + d] = to_float(row[d]);
+  }
+}
+
+// `rows` rows of a head as dense pairs; the last of an odd number of columns is paired with zero.
+inline void gather_rows(const BFloat16* source, int64_t stride, int64_t rows, int64_t columns, BFloat16Pair* target) {
+  const int64_t pairs = ceil_div(columns, 2);
+  for (int64_t r = 0; r < rows; r++) {
+    target[(r + 1) * pairs - 1] = {};
+    std::memcpy(target + r * pairs, source + r * stride, columns * sizeof(BFloat16));
   }
 }
 

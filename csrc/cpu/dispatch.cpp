@@ -15,6 +15,9 @@ Kernels table();
 namespace avx512 {
 Kernels table();
 }
+namespace avx512_bf16 {
+Kernels table();
+}
 
 namespace {
 
@@ -34,6 +37,7 @@ std::vector<Candidate> candidates() {
   // Every processor with AVX2 has F16C, which older compilers cannot ask for by name.
   all.push_back({avx2::table(), avx2});
   all.push_back({avx512::table(), avx512});
+  all.push_back({avx512_bf16::table(), avx512 && __builtin_cpu_supports("avx512bf16")});
 #endif
   return all;
 }

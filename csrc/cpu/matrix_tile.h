@@ -1,9 +1,13 @@
-// Small float32 matrix products for kernels whose operands are packed and lie in the caches.
+// Small matrix products, summed in float32, for kernels whose operands are packed and lie in the caches.
+//
+// The operands are of one element type E: float32 numbers, or pairs of bfloat16 that are neighbours in the direction of
+// summation (the depth, which counts elements: half as many when they are pairs).
 //
 // The right-hand matrix is cut into panels of one to three vectors of columns, each panel stored row after row, so that
-// the inner loop reads it as it lies in memory. The left-hand matrix is read one number at a time and broadcast.
+// the inner loop reads it as it lies in memory. The left-hand matrix is read one element at a time and broadcast.
 #pragma once
 
+#include "cpu/bfloat16_pairs.h"
 #include "cpu/integers.h"
 #include "cpu/simd.h"
 
@@ -36,26 +40,29 @@ FASTDIFF_INLINE void for_each_panel(int64_t vectors, const Visit& visit) {
 }
 
 // A left-hand matrix, as it lies or transposed: element (row, k) is data[row * row_stride + k * depth_stride].
+template <class E>
 struct Left {
-  const float* data;
+  const E* data;
   int64_t row_stride, depth_stride = 1;
 
-  FASTDIFF_INLINE const float* row(int64_t r) const { return data + r * row_stride; }
+  FASTDIFF_INLINE const E* row(int64_t r) const { return data + r * row_stride; }
 };
 
-// c = a * b, or c + a * b, for kRows rows of a and one panel of b. `c` is where the panel's first column goes.
-template <int kRows, int kWidth, bool kAdd>
-FASTDIFF_INLINE void multiply_tile(const Left& a, const float* b, int64_t depth, float* c, int64_t c_stride) {
+// c = factor * a * b, or c + factor * a * b, for kRows rows of a and one panel of b. `c` is where the panel's first
+// column goes.
+template <int kRows, int kWidth, bool kAdd, class E>
+FASTDIFF_INLINE void multiply_tile(const Left<E>& a, const E* b, int64_t depth, float factor, float* c,
+                                   int64_t c_stride) {
   Float sums[kRows][kWidth] = {};
   for (int64_t k = 0; k < depth; k++) {
-    Float row[kWidth];
+    decltype(load(b)) row[kWidth];
 #pragma GCC unroll 4
     for (int w = 0; w < kWidth; w++) row[w] = load(b + (k * kWidth + w) * kLanes);
 #pragma GCC unroll 32
     for (int r = 0; r < kRows; r++) {
-      const Float left = broadcast(a.row(r)[k * a.depth_stride]);
+      const auto left = broadcast(a.row(r)[k * a.depth_stride]);
 #pragma GCC unroll 4
-      for (int w = 0; w < kWidth; w++) sums[r][w] += left * row[w];
+      for (int w = 0; w < kWidth; w++) sums[r][w] = multiply_add(left, row[w], sums[r][w]);
     }
   }
 #pragma GCC unroll 32
@@ -63,25 +70,26 @@ FASTDIFF_INLINE void multiply_tile(const Left& a, const float* b, int64_t depth,
 #pragma GCC unroll 4
     for (int w = 0; w < kWidth; w++) {
       float* target = c + r * c_stride + w * kLanes;
-      store(target, kAdd ? load(target) + sums[r][w] : sums[r][w]);
+      store(target, kAdd ? load(target) + factor * sums[r][w] : factor * sums[r][w]);
     }
 }
 
 // Terms that are added one after the other; longer sums are made of these, or rounding would grow with their length.
 constexpr int64_t kLongestSum = 128;
 
-// c (rows, vectors * kLanes) = a (rows, depth) * b, or c + a * b; b is packed in panels of depth rows.
-template <bool kAdd>
-void multiply(const Left& a, int64_t rows, const float* b, int64_t depth, int64_t vectors, float* c, int64_t c_stride) {
+// c (rows, vectors * kLanes) = factor * a (rows, depth) * b, or c + that; b is packed in panels of depth rows.
+template <bool kAdd, class E>
+void multiply(const Left<E>& a, int64_t rows, const E* b, int64_t depth, int64_t vectors, float* c, int64_t c_stride,
+              float factor = 1) {
   for_each_panel(vectors, [&](auto width, int64_t first) {
     constexpr int kWidth = decltype(width)::value, kRows = kTileSums / kWidth;
-    const float* panel = b + first * kLanes * depth;
+    const E* panel = b + first * kLanes * depth;
     const auto tile = [&](auto count, int64_t r) FASTDIFF_INLINE_LAMBDA {
       constexpr int kCount = decltype(count)::value;
       const auto part = [&](auto add, int64_t k) FASTDIFF_INLINE_LAMBDA {
-        const Left left{a.row(r) + k * a.depth_stride, a.row_stride, a.depth_stride};
+        const Left<E> left{a.row(r) + k * a.depth_stride, a.row_stride, a.depth_stride};
         multiply_tile<kCount, kWidth, decltype(add)::value>(left, panel + k * kWidth * kLanes,
-                                                            minimum(kLongestSum, depth - k),
+                                                            minimum(kLongestSum, depth - k), factor,
                                                             c + r * c_stride + first * kLanes, c_stride);
       };
       part(Count<kAdd>{}, 0);
@@ -94,35 +102,49 @@ void multiply(const Left& a, int64_t rows, const float* b, int64_t depth, int64_
   });
 }
 
+// One element of two neighbours, of which the second may not be there: then it is zero.
+template <class E, class T>
+FASTDIFF_INLINE E make_element(T first, const T* second) {
+  if constexpr (kTerms<E> == 2) {
+    return {first, second ? *second : T{}};
+  } else {
+    return to_float(first);
+  }
+}
+
 // Packs the rows of `source` (rows, columns) as the rows of a right-hand matrix, its columns padded with zeros.
-template <class T>
-void pack_rows(const T* source, int64_t stride, int64_t rows, int64_t columns, float* packed) {
+template <class E, class T>
+void pack_rows(const T* source, int64_t stride, int64_t rows, int64_t columns, E* packed) {
   for_each_panel(ceil_div(columns, kLanes), [&](auto width, int64_t first) {
     constexpr int kColumns = decltype(width)::value * kLanes;
-    float* target = packed + first * kLanes * rows;
+    E* target = packed + first * kLanes * ceil_div(rows, kTerms<E>);
     const int64_t begin = first * kLanes, count = minimum(kColumns, columns - begin);
-    for (int64_t r = 0; r < rows; r++, target += kColumns) {
-      for (int64_t i = 0; i < count; i++) target[i] = to_float(source[r * stride + begin + i]);
-      for (int64_t i = count; i < kColumns; i++) target[i] = 0;
+    for (int64_t r = 0; r < rows; r += kTerms<E>, target += kColumns) {
+      const T *row = source + r * stride + begin, *next = r + 1 < rows ? row + stride : nullptr;
+      for (int64_t i = 0; i < count; i++) target[i] = make_element<E>(row[i], next ? next + i : nullptr);
+      for (int64_t i = count; i < kColumns; i++) target[i] = E{};
     }
   });
 }
 
 // Packs the rows of `source` (rows, columns) as the columns of a right-hand matrix, padded with columns of zeros.
-template <class T>
-void pack_columns(const T* source, int64_t stride, int64_t rows, int64_t columns, float* packed) {
+template <class E, class T>
+void pack_columns(const T* source, int64_t stride, int64_t rows, int64_t columns, E* packed) {
+  const int64_t depth = ceil_div(columns, kTerms<E>);
   for_each_panel(ceil_div(rows, kLanes), [&](auto width, int64_t first) {
     constexpr int kColumns = decltype(width)::value * kLanes;
-    float* target = packed + first * kLanes * columns;
+    E* target = packed + first * kLanes * depth;
     const int64_t begin = first * kLanes, count = minimum(kColumns, rows - begin);
-    for (int64_t i = 0; i < kColumns; i++)
-      for (int64_t k = 0; k < columns; k++)
-        target[k * kColumns + i] = i < count ? to_float(source[(begin + i) * stride + k]) : 0.0f;
+    for (int64_t i = 0; i < kColumns; i++) {
+      const T* row = source + (begin + i) * stride;
+      for (int64_t k = 0; k < depth; k++) {
+        const int64_t at = k * kTerms<E>;
+        target[k * kColumns + i] =
+            i < count ? make_element<E>(row[at], at + 1 < columns ? row + at + 1 : nullptr) : E{};
+      }
+    }
   });
 }
-
-// Floats that a packed matrix of `depth` rows and `columns` columns takes.
-inline int64_t packed_size(int64_t depth, int64_t columns) { return depth * ceil_div(columns, kLanes) * kLanes; }
 
 }  // namespace
 }  // namespace fastdiff::cpu::FASTDIFF_ISA
