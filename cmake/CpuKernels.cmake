@@ -2,8 +2,12 @@
 set(cpu_kernel_sources
   csrc/cpu/attention.cpp
   csrc/cpu/attention_backward.cpp
+  csrc/cpu/gate_residual.cpp
+  csrc/cpu/geglu.cpp
   csrc/cpu/group_norm_silu.cpp
   csrc/cpu/group_norm_silu_backward.cpp
+  csrc/cpu/layer_norm_modulate.cpp
+  csrc/cpu/layer_norm_modulate_backward.cpp
   csrc/cpu/sampler_step.cpp
   csrc/cpu/table.cpp)
 set(cpu_isas portable)

@@ -7,7 +7,10 @@
 
 #include "bindings/tensors.h"
 #include "common/attention.h"
+#include "common/gate_residual.h"
+#include "common/geglu.h"
 #include "common/group_norm_silu.h"
+#include "common/layer_norm_modulate.h"
 #include "common/sampler_step.h"
 
 #if defined(FASTDIFF_EMULATED) || defined(FASTDIFF_WITH_CUDA)
@@ -38,11 +41,25 @@ struct CpuBackend {
   static void attention_backward(const AttentionBackwardParams& b, const Tensor&) {
     cpu::kernels().attention_backward(b, threads());
   }
+  static void gate_residual(const GateResidualParams& p, const Tensor&) { cpu::kernels().gate_residual(p, threads()); }
+  static void gate_residual_backward(const GateResidualBackwardParams& p, const Tensor&) {
+    cpu::kernels().gate_residual_backward(p, threads());
+  }
+  static void geglu(const GegluParams& p, const Tensor&) { cpu::kernels().geglu(p, threads()); }
+  static void geglu_backward(const GegluBackwardParams& p, const Tensor&) {
+    cpu::kernels().geglu_backward(p, threads());
+  }
   static void group_norm_silu(const GroupNormSiluParams& p, const Tensor&) {
     cpu::kernels().group_norm_silu(p, threads());
   }
   static void group_norm_silu_backward(const GroupNormSiluBackwardParams& p, const Tensor&) {
     cpu::kernels().group_norm_silu_backward(p, threads());
+  }
+  static void layer_norm_modulate(const LayerNormModulateParams& p, const Tensor&) {
+    cpu::kernels().layer_norm_modulate(p, threads());
+  }
+  static void layer_norm_modulate_backward(const LayerNormModulateBackwardParams& p, const Tensor&) {
+    cpu::kernels().layer_norm_modulate_backward(p, threads());
   }
   static void sampler_step(const SamplerStepParams& p, const Tensor&) { cpu::kernels().sampler_step(p, threads()); }
 };

@@ -6,7 +6,10 @@
 #include <vector>
 
 #include "common/attention.h"
+#include "common/gate_residual.h"
+#include "common/geglu.h"
 #include "common/group_norm_silu.h"
+#include "common/layer_norm_modulate.h"
 #include "common/sampler_step.h"
 #include "cpu/threads.h"
 
@@ -16,8 +19,14 @@ struct Kernels {
   const char* isa;
   void (*attention)(const AttentionParams&, const Threads&);
   void (*attention_backward)(const AttentionBackwardParams&, const Threads&);
+  void (*gate_residual)(const GateResidualParams&, const Threads&);
+  void (*gate_residual_backward)(const GateResidualBackwardParams&, const Threads&);
+  void (*geglu)(const GegluParams&, const Threads&);
+  void (*geglu_backward)(const GegluBackwardParams&, const Threads&);
   void (*group_norm_silu)(const GroupNormSiluParams&, const Threads&);
   void (*group_norm_silu_backward)(const GroupNormSiluBackwardParams&, const Threads&);
+  void (*layer_norm_modulate)(const LayerNormModulateParams&, const Threads&);
+  void (*layer_norm_modulate_backward)(const LayerNormModulateBackwardParams&, const Threads&);
   void (*sampler_step)(const SamplerStepParams&, const Threads&);
 };
 

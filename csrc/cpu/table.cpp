@@ -8,8 +8,14 @@ namespace fastdiff::cpu::FASTDIFF_ISA {
 
 void attention(const AttentionParams&, const Threads&);
 void attention_backward(const AttentionBackwardParams&, const Threads&);
+void gate_residual(const GateResidualParams&, const Threads&);
+void gate_residual_backward(const GateResidualBackwardParams&, const Threads&);
+void geglu(const GegluParams&, const Threads&);
+void geglu_backward(const GegluBackwardParams&, const Threads&);
 void group_norm_silu(const GroupNormSiluParams&, const Threads&);
 void group_norm_silu_backward(const GroupNormSiluBackwardParams&, const Threads&);
+void layer_norm_modulate(const LayerNormModulateParams&, const Threads&);
+void layer_norm_modulate_backward(const LayerNormModulateBackwardParams&, const Threads&);
 void sampler_step(const SamplerStepParams&, const Threads&);
 
 Kernels table() {
@@ -17,8 +23,14 @@ Kernels table() {
   kernels.isa = FASTDIFF_EXPANDED_NAME(FASTDIFF_ISA);
   kernels.attention = attention;
   kernels.attention_backward = attention_backward;
+  kernels.gate_residual = gate_residual;
+  kernels.gate_residual_backward = gate_residual_backward;
+  kernels.geglu = geglu;
+  kernels.geglu_backward = geglu_backward;
   kernels.group_norm_silu = group_norm_silu;
   kernels.group_norm_silu_backward = group_norm_silu_backward;
+  kernels.layer_norm_modulate = layer_norm_modulate;
+  kernels.layer_norm_modulate_backward = layer_norm_modulate_backward;
   kernels.sampler_step = sampler_step;
   return kernels;
 }

@@ -1,11 +1,10 @@
 """The pure-PyTorch definition of every op: same names, same signatures, any floating dtype.
 
-This package is the source of truth. The kernels are tested against it in float64, the benchmarks import
-their baselines from it, and ``with fastdiff.use_reference():`` runs it in place of the kernels.
-"""
-
 from fastdiff.reference.attention import attention
+from fastdiff.reference.gate_residual import gate_residual
+from fastdiff.reference.geglu import geglu
 from fastdiff.reference.group_norm_silu import group_norm_silu
+from fastdiff.reference.layer_norm_modulate import layer_norm_modulate
 from fastdiff.reference.sampler_step import sampler_step
 
-__all__ = ["attention", "group_norm_silu", "sampler_step"]
+__all__ = ["attention", "gate_residual", "geglu", "group_norm_silu", "layer_norm_modulate", "sampler_step"]

@@ -1,0 +1,112 @@
+// Forward layer_norm_modulate: a token's row is read from memory once and kept, in float32, in the nearest cache, where
+// its mean, its variance around that mean and the result are worked out.
+#include "common/layer_norm_modulate.h"
+
+#include "cpu/token_rows.h"
+
+namespace fastdiff::cpu::FASTDIFF_ISA {
+namespace {
+
+template <class T>
+class Rows {
+ public:
+  explicit Rows(const LayerNormModulateParams& p)
+      : params_(p),
+        channels_(p.input.channels),
+        gate_(p.input.gate, channels_, 1),
+        scale_(p.scale, channels_, 0),
+        shift_(p.shift, channels_, 0),
+        weight_(p.weight, channels_, 1),
+        bias_(p.bias, channels_, 0),
+        gain_(lanes_of_row(channels_)),
+        offset_(lanes_of_row(channels_)),
+        row_(lanes_of_row(channels_)) {
+    weight_.move_to(0, 0);
+    bias_.move_to(0, 0);
+  }
+
+  template <bool kStream>
+  void run(int64_t sample, int64_t token) {
+    const GateResidualParams& input = params_.input;
+    set_operands(sample, token);
+    const float total = read_row<kStream>(sample, token);
+    const float mean = params_.rms ? 0 : total / static_cast<float>(channels_);
+    const float rstd = 1 / std::sqrt(mean_square(broadcast(mean)) + params_.eps);
+    write_row<kStream>(dense_row<T>(params_.y, input, sample, token), broadcast(mean), broadcast(rstd));
+    params_.mean[sample * input.tokens + token] = mean;
+    params_.rstd[sample * input.tokens + token] = rstd;
+  }
+
+ private:
+  // y = (row - mean) * rstd * gain + offset
+  void set_operands(int64_t sample, int64_t token) {
+    gate_.move_to(sample, token);
+    const bool scaled = scale_.move_to(sample, token), shifted = shift_.move_to(sample, token);
+    if (!scaled && !shifted) return;
+    for (int64_t i = 0; i < lanes_of_row(channels_); i += kPack) {
+      const Pack factor = scale_[i] + broadcast(1);
+      store_lanes(gain_, i, weight_[i] * factor);
+      store_lanes(offset_, i, bias_[i] * factor + shift_[i]);
+    }
+  }
+
+  // Returns the sum of the row.
+  template <bool kStream>
+  float read_row(int64_t sample, int64_t token) {
+    T* sum = params_.input.sum ? dense_row<T>(params_.input.sum, params_.input, sample, token) : nullptr;
+    Pack total = {};
+    for_each_sum(params_.input, sample, token, gate_, [&](int64_t i, int count, Pack v) FASTDIFF_INLINE_LAMBDA {
+      if (sum) write<kStream>(sum, i, count, v);
+      store_lanes(row_, i, v);
+      total = total + v;
+    });
+    return sum_of_lanes(total);
+  }
+
+  float mean_square(Float mean) const {
+    Pack squares = {};
+    for_each_pack(channels_, [&](int64_t i, int count) FASTDIFF_INLINE_LAMBDA {
+      const Pack deviation = keep<T>(load_lanes(row_, i) - mean, count);
+      squares = squares + deviation * deviation;
+    });
+    return sum_of_lanes(squares) / static_cast<float>(channels_);
+  }
+
+  template <bool kStream>
+  void write_row(T* y, Float mean, Float rstd) const {
+    for_each_pack(channels_, [&](int64_t i, int count) FASTDIFF_INLINE_LAMBDA {
+      const Pack normalised = (load_lanes(row_, i) - mean) * rstd;
+      write<kStream>(y, i, count, normalised * load_lanes(gain_, i) + load_lanes(offset_, i));
+    });
+  }
+
+  const LayerNormModulateParams& params_;
+  int64_t channels_;
+  Converted<T> gate_, scale_, shift_, weight_, bias_;
+  Scratch<float> gain_, offset_, row_;
+};
+
+template <class T>
+void run(const LayerNormModulateParams& p, const Threads& threads) {
+  const bool stream = streams<T>(p.y, p.input) && (!p.input.sum || streams<T>(p.input.sum, p.input));
+  parallel_for(threads, p.input.batch * p.input.tokens, [&](int64_t begin, int64_t end) {
+    Rows<T> rows(p);
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t sample = i / p.input.tokens, token = i % p.input.tokens;
+      if (stream) {
+        rows.template run<true>(sample, token);
+      } else {
+        rows.template run<false>(sample, token);
+      }
+    }
+    if (stream) finish_streaming();
+  });
+}
+
+}  // namespace
+
+void layer_norm_modulate(const LayerNormModulateParams& p, const Threads& available) {
+  with_element_type(p.input.dtype, [&](auto element) { run<decltype(element)>(p, threads_for(p.input, available)); });
+}
+
+}  // namespace fastdiff::cpu::FASTDIFF_ISA
