@@ -8,6 +8,7 @@
 #include "bindings/tensors.h"
 #include "common/attention.h"
 #include "common/group_norm_silu.h"
+#include "common/qk_norm_rope.h"
 #include "common/sampler_step.h"
 
 #if defined(FASTDIFF_EMULATED) || defined(FASTDIFF_WITH_CUDA)
@@ -44,6 +45,7 @@ struct CpuBackend {
   static void group_norm_silu_backward(const GroupNormSiluBackwardParams& p, const Tensor&) {
     cpu::kernels().group_norm_silu_backward(p, threads());
   }
+  static void qk_norm_rope(const QkNormRopeParams& p, const Tensor&) { cpu::kernels().qk_norm_rope(p, threads()); }
   static void sampler_step(const SamplerStepParams& p, const Tensor&) { cpu::kernels().sampler_step(p, threads()); }
 };
 

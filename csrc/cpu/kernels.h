@@ -7,6 +7,7 @@
 
 #include "common/attention.h"
 #include "common/group_norm_silu.h"
+#include "common/qk_norm_rope.h"
 #include "common/sampler_step.h"
 #include "cpu/threads.h"
 
@@ -18,6 +19,7 @@ struct Kernels {
   void (*attention_backward)(const AttentionBackwardParams&, const Threads&);
   void (*group_norm_silu)(const GroupNormSiluParams&, const Threads&);
   void (*group_norm_silu_backward)(const GroupNormSiluBackwardParams&, const Threads&);
+  void (*qk_norm_rope)(const QkNormRopeParams&, const Threads&);
   void (*sampler_step)(const SamplerStepParams&, const Threads&);
 };
 

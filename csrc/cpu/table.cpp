@@ -10,6 +10,7 @@ void attention(const AttentionParams&, const Threads&);
 void attention_backward(const AttentionBackwardParams&, const Threads&);
 void group_norm_silu(const GroupNormSiluParams&, const Threads&);
 void group_norm_silu_backward(const GroupNormSiluBackwardParams&, const Threads&);
+void qk_norm_rope(const QkNormRopeParams&, const Threads&);
 void sampler_step(const SamplerStepParams&, const Threads&);
 
 Kernels table() {
@@ -19,6 +20,7 @@ Kernels table() {
   kernels.attention_backward = attention_backward;
   kernels.group_norm_silu = group_norm_silu;
   kernels.group_norm_silu_backward = group_norm_silu_backward;
+  kernels.qk_norm_rope = qk_norm_rope;
   kernels.sampler_step = sampler_step;
   return kernels;
 }

@@ -6,6 +6,7 @@ their baselines from it, and ``with fastdiff.use_reference():`` runs it in place
 
 from fastdiff.reference.attention import attention
 from fastdiff.reference.group_norm_silu import group_norm_silu
+from fastdiff.reference.qk_norm_rope import qk_norm_rope
 from fastdiff.reference.sampler_step import sampler_step
 
-__all__ = ["attention", "group_norm_silu", "sampler_step"]
+__all__ = ["attention", "group_norm_silu", "qk_norm_rope", "sampler_step"]
