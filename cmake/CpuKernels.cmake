@@ -5,6 +5,7 @@ set(cpu_kernel_sources
   csrc/cpu/group_norm_silu.cpp
   csrc/cpu/group_norm_silu_backward.cpp
   csrc/cpu/qk_norm_rope.cpp
+  csrc/cpu/qk_norm_rope_backward.cpp
   csrc/cpu/sampler_step.cpp
   csrc/cpu/table.cpp)
 set(cpu_isas portable)

@@ -46,6 +46,9 @@ struct CpuBackend {
     cpu::kernels().group_norm_silu_backward(p, threads());
   }
   static void qk_norm_rope(const QkNormRopeParams& p, const Tensor&) { cpu::kernels().qk_norm_rope(p, threads()); }
+  static void qk_norm_rope_backward(const QkNormRopeBackwardParams& b, const Tensor&) {
+    cpu::kernels().qk_norm_rope_backward(b, threads());
+  }
   static void sampler_step(const SamplerStepParams& p, const Tensor&) { cpu::kernels().sampler_step(p, threads()); }
 };
 

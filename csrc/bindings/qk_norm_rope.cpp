@@ -93,15 +93,44 @@ std::tuple<Tensor, Tensor> forward(Tensor query, Tensor key, OptionalTensor quer
   return {rotated_query, rotated_key};
 }
 
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor drotated_query, Tensor drotated_key, Tensor query,
+                                                    Tensor key, OptionalTensor query_weight, OptionalTensor key_weight,
+                                                    Tensor cos, Tensor sin, int64_t text_tokens, double eps,
+                                                    bool interleaved) {
+  Operands operands;
+  QkNormRopeBackwardParams b;
+  b.forward = prepare(operands, query, key, query_weight, key_weight, cos, sin, text_tokens, eps, interleaved);
+  const auto gradients = [&](const Tensor& dy, const Tensor& x, bool has_weight, NormRopeGradients* side) {
+    STD_TORCH_CHECK(dy.scalar_type() == x.scalar_type() && sizes_of(dy) == sizes_of(x),
+                    "qk_norm_rope_backward: gradients must have the shape and dtype of what they belong to");
+    side->dy = operands.heads(dy);
+    Tensor dx = empty(sizes_of(x), x.scalar_type(), x);
+    side->dx = dx.mutable_data_ptr();
+    Tensor dweight = empty({has_weight ? b.forward.head_dim : 0}, ScalarType::Float, x);
+    if (has_weight) side->dweight = static_cast<float*>(dweight.mutable_data_ptr());
+    return std::make_pair(dx, dweight);
+  };
+  const auto [dquery, dquery_weight] = gradients(drotated_query, query, query_weight.has_value(), &b.query);
+  const auto [dkey, dkey_weight] = gradients(drotated_key, key, key_weight.has_value(), &b.key);
+  Backend::qk_norm_rope_backward(b, query);
+  return {dquery, dkey, dquery_weight, dkey_weight};
+}
+
 void define(torch::stable::detail::StableLibrary& library) {
   library.def(
       "qk_norm_rope(Tensor query, Tensor key, Tensor? query_weight, Tensor? key_weight, Tensor cos, Tensor sin, "
       "int text_tokens, float eps, bool interleaved) -> (Tensor rotated_query, Tensor rotated_key)");
+  library.def(
+      "qk_norm_rope_backward(Tensor drotated_query, Tensor drotated_key, Tensor query, Tensor key, "
+      "Tensor? query_weight, Tensor? key_weight, Tensor cos, Tensor sin, int text_tokens, float eps, bool interleaved) "
+      "-> (Tensor dquery, Tensor dkey, Tensor dquery_weight, Tensor dkey_weight)");
 }
 
 template <class Backend>
 void implement(torch::stable::detail::StableLibrary& library) {
   library.impl("qk_norm_rope", TORCH_BOX(&forward<Backend>));
+  library.impl("qk_norm_rope_backward", TORCH_BOX(&backward<Backend>));
 }
 
 }  // namespace

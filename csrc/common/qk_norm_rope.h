@@ -44,4 +44,17 @@ struct QkNormRopeParams {
   NormRopeHeads query, key;
 };
 
+// Of the queries or the keys.
+struct NormRopeGradients {
+  AttentionOperand dy;       // (batch, tokens, heads, head_dim)
+  void* dx = nullptr;        // dense
+  float* dweight = nullptr;  // (head_dim); null: not wanted
+};
+
+// `forward` carries the operands; its outputs are not read.
+struct QkNormRopeBackwardParams {
+  QkNormRopeParams forward;
+  NormRopeGradients query, key;
+};
+
 }  // namespace fastdiff

@@ -20,6 +20,7 @@ struct Kernels {
   void (*group_norm_silu)(const GroupNormSiluParams&, const Threads&);
   void (*group_norm_silu_backward)(const GroupNormSiluBackwardParams&, const Threads&);
   void (*qk_norm_rope)(const QkNormRopeParams&, const Threads&);
+  void (*qk_norm_rope_backward)(const QkNormRopeBackwardParams&, const Threads&);
   void (*sampler_step)(const SamplerStepParams&, const Threads&);
 };
 

@@ -98,13 +98,17 @@ FASTDIFF_INLINE Pack arrange(const float* values) {
 
 inline float load_weight(const NormRopeHeads& heads, int64_t index) {
   if (!heads.weight) return 1;
+  const auto load = [&](const auto* weight) {
+    const float value = to_float(weight[index]);
+    return value == value ? value : NAN;
+  };
   switch (heads.weight_dtype) {
     case DType::BFloat16:
-      return to_float(static_cast<const BFloat16*>(heads.weight)[index]);
+      return load(static_cast<const BFloat16*>(heads.weight));
     case DType::Float16:
-      return to_float(static_cast<const Float16*>(heads.weight)[index]);
+      return load(static_cast<const Float16*>(heads.weight));
     default:
-      return static_cast<const float*>(heads.weight)[index];
+      return load(static_cast<const float*>(heads.weight));
   }
 }
 

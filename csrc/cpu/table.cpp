@@ -11,6 +11,7 @@ void attention_backward(const AttentionBackwardParams&, const Threads&);
 void group_norm_silu(const GroupNormSiluParams&, const Threads&);
 void group_norm_silu_backward(const GroupNormSiluBackwardParams&, const Threads&);
 void qk_norm_rope(const QkNormRopeParams&, const Threads&);
+void qk_norm_rope_backward(const QkNormRopeBackwardParams&, const Threads&);
 void sampler_step(const SamplerStepParams&, const Threads&);
 
 Kernels table() {
@@ -21,6 +22,7 @@ Kernels table() {
   kernels.group_norm_silu = group_norm_silu;
   kernels.group_norm_silu_backward = group_norm_silu_backward;
   kernels.qk_norm_rope = qk_norm_rope;
+  kernels.qk_norm_rope_backward = qk_norm_rope_backward;
   kernels.sampler_step = sampler_step;
   return kernels;
 }

@@ -120,5 +120,33 @@ def _fake_forward(query, key, query_weight, key_weight, cos, sin, text_tokens, e
     return query.new_empty(query.shape), key.new_empty(key.shape)
 
 
+def _fake_backward(
+    drotated_query, drotated_key, query, key, query_weight, key_weight, cos, sin, text_tokens, eps, interleaved
+):
+    shapes = [(0,) if weight is None else weight.shape for weight in (query_weight, key_weight)]
+    dweights = [query.new_empty(shape, dtype=torch.float32) for shape in shapes]
+    return query.new_empty(query.shape), key.new_empty(key.shape), *dweights
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, ctx.text_tokens, ctx.eps, ctx.interleaved = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, drotated_query, drotated_key):
+    tensors = ctx.saved_tensors
+    *gradients, dquery_weight, dkey_weight = _dispatch.call(
+        torch.ops.fastdiff.qk_norm_rope_backward.default,
+        *(drotated_query, drotated_key, *tensors, ctx.text_tokens, ctx.eps, ctx.interleaved),
+    )
+    dweights = [
+        None if weight is None else dweight.to(weight.dtype)
+        for weight, dweight in zip(tensors[2:4], (dquery_weight, dkey_weight), strict=True)
+    ]
+    return *gradients, *dweights, None, None, None, None, None
+
+
 if _extension._C is not None:
     torch.library.register_fake("fastdiff::qk_norm_rope", _fake_forward)
+    torch.library.register_fake("fastdiff::qk_norm_rope_backward", _fake_backward)
+    torch.library.register_autograd("fastdiff::qk_norm_rope", _backward, setup_context=_setup_context)
