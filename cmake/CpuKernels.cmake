@@ -7,7 +7,8 @@ set(cpu_kernel_sources
   csrc/cpu/qk_norm_rope.cpp
   csrc/cpu/qk_norm_rope_backward.cpp
   csrc/cpu/sampler_step.cpp
-  csrc/cpu/table.cpp)
+  csrc/cpu/table.cpp
+  csrc/cpu/timestep_embedding.cpp)
 set(cpu_isas portable)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   list(APPEND cpu_isas avx2 avx512)

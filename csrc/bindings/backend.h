@@ -10,6 +10,7 @@
 #include "common/group_norm_silu.h"
 #include "common/qk_norm_rope.h"
 #include "common/sampler_step.h"
+#include "common/timestep_embedding.h"
 
 #if defined(FASTDIFF_EMULATED) || defined(FASTDIFF_WITH_CUDA)
 #include "cuda/device_limits.h"
@@ -50,6 +51,9 @@ struct CpuBackend {
     cpu::kernels().qk_norm_rope_backward(b, threads());
   }
   static void sampler_step(const SamplerStepParams& p, const Tensor&) { cpu::kernels().sampler_step(p, threads()); }
+  static void timestep_embedding(const TimestepEmbeddingParams& p, const Tensor&) {
+    cpu::kernels().timestep_embedding(p, threads());
+  }
 };
 
 #endif

@@ -9,6 +9,7 @@
 #include "common/group_norm_silu.h"
 #include "common/qk_norm_rope.h"
 #include "common/sampler_step.h"
+#include "common/timestep_embedding.h"
 #include "cpu/threads.h"
 
 namespace fastdiff::cpu {
@@ -22,6 +23,7 @@ struct Kernels {
   void (*qk_norm_rope)(const QkNormRopeParams&, const Threads&);
   void (*qk_norm_rope_backward)(const QkNormRopeBackwardParams&, const Threads&);
   void (*sampler_step)(const SamplerStepParams&, const Threads&);
+  void (*timestep_embedding)(const TimestepEmbeddingParams&, const Threads&);
 };
 
 // Chosen once, by the best instruction set or by the environment variable FASTDIFF_CPU_ISA. Throws

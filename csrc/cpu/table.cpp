@@ -13,6 +13,7 @@ void group_norm_silu_backward(const GroupNormSiluBackwardParams&, const Threads&
 void qk_norm_rope(const QkNormRopeParams&, const Threads&);
 void qk_norm_rope_backward(const QkNormRopeBackwardParams&, const Threads&);
 void sampler_step(const SamplerStepParams&, const Threads&);
+void timestep_embedding(const TimestepEmbeddingParams&, const Threads&);
 
 Kernels table() {
   Kernels kernels;
@@ -24,6 +25,7 @@ Kernels table() {
   kernels.qk_norm_rope = qk_norm_rope;
   kernels.qk_norm_rope_backward = qk_norm_rope_backward;
   kernels.sampler_step = sampler_step;
+  kernels.timestep_embedding = timestep_embedding;
   return kernels;
 }
 

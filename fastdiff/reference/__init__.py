@@ -8,5 +8,6 @@ from fastdiff.reference.attention import attention
 from fastdiff.reference.group_norm_silu import group_norm_silu
 from fastdiff.reference.qk_norm_rope import qk_norm_rope
 from fastdiff.reference.sampler_step import sampler_step
+from fastdiff.reference.timestep_embedding import timestep_embedding
 
-__all__ = ["attention", "group_norm_silu", "qk_norm_rope", "sampler_step"]
+__all__ = ["attention", "group_norm_silu", "qk_norm_rope", "sampler_step", "timestep_embedding"]
