@@ -8,8 +8,11 @@ set(cpu_kernel_sources
   csrc/cpu/group_norm_silu_backward.cpp
   csrc/cpu/layer_norm_modulate.cpp
   csrc/cpu/layer_norm_modulate_backward.cpp
+  csrc/cpu/qk_norm_rope.cpp
+  csrc/cpu/qk_norm_rope_backward.cpp
   csrc/cpu/sampler_step.cpp
-  csrc/cpu/table.cpp)
+  csrc/cpu/table.cpp
+  csrc/cpu/timestep_embedding.cpp)
 set(cpu_isas portable)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   list(APPEND cpu_isas avx2 avx512 avx512_bf16)

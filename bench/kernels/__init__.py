@@ -1,5 +1,11 @@
 """The kernel benchmark. To add an op: a file of its name with an `OP`, and a line here."""
 
-from bench.kernels import attention, group_norm_silu, sampler_step
+from bench.kernels import attention, group_norm_silu, qk_norm_rope, sampler_step, timestep_embedding
 
-OPS = {"attention": attention.OP, "group_norm_silu": group_norm_silu.OP, "sampler_step": sampler_step.OP}
+OPS = {
+    "attention": attention.OP,
+    "group_norm_silu": group_norm_silu.OP,
+    "qk_norm_rope": qk_norm_rope.OP,
+    "sampler_step": sampler_step.OP,
+    "timestep_embedding": timestep_embedding.OP,
+}

@@ -11,7 +11,9 @@
 #include "common/geglu.h"
 #include "common/group_norm_silu.h"
 #include "common/layer_norm_modulate.h"
+#include "common/qk_norm_rope.h"
 #include "common/sampler_step.h"
+#include "common/timestep_embedding.h"
 
 #if defined(FASTDIFF_EMULATED) || defined(FASTDIFF_WITH_CUDA)
 #include "cuda/device_limits.h"
@@ -61,7 +63,14 @@ struct CpuBackend {
   static void layer_norm_modulate_backward(const LayerNormModulateBackwardParams& p, const Tensor&) {
     cpu::kernels().layer_norm_modulate_backward(p, threads());
   }
+  static void qk_norm_rope(const QkNormRopeParams& p, const Tensor&) { cpu::kernels().qk_norm_rope(p, threads()); }
+  static void qk_norm_rope_backward(const QkNormRopeBackwardParams& b, const Tensor&) {
+    cpu::kernels().qk_norm_rope_backward(b, threads());
+  }
   static void sampler_step(const SamplerStepParams& p, const Tensor&) { cpu::kernels().sampler_step(p, threads()); }
+  static void timestep_embedding(const TimestepEmbeddingParams& p, const Tensor&) {
+    cpu::kernels().timestep_embedding(p, threads());
+  }
 };
 
 #endif

@@ -21,23 +21,25 @@ Kernels table();
 
 namespace {
 
+// `table` is compiled for its instruction set, like the kernels: it may be called only where that is supported.
 struct Candidate {
-  Kernels kernels;
+  const char* isa;
+  Kernels (*table)();
   bool supported;
 };
 
 // From the least to the most capable.
 std::vector<Candidate> candidates() {
-  std::vector<Candidate> all = {{portable::table(), true}};
+  std::vector<Candidate> all = {{"portable", portable::table, true}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   // Every processor with AVX2 has F16C, which older compilers cannot ask for by name.
-  all.push_back({avx2::table(), avx2});
-  all.push_back({avx512::table(), avx512});
-  all.push_back({avx512_bf16::table(), avx512 && __builtin_cpu_supports("avx512bf16")});
+  all.push_back({"avx2", avx2::table, avx2});
+  all.push_back({"avx512", avx512::table, avx512});
+  all.push_back({"avx512_bf16", avx512_bf16::table, avx512 && __builtin_cpu_supports("avx512bf16")});
 #endif
   return all;
 }
@@ -53,7 +55,7 @@ Kernels choose() {
   const auto all = candidates();
   for (auto candidate = all.rbegin(); candidate != all.rend(); ++candidate) {
     if (!candidate->supported) continue;
-    if (!forced || !*forced || std::string(forced) == candidate->kernels.isa) return candidate->kernels;
+    if (!forced || !*forced || std::string(forced) == candidate->isa) return candidate->table();
   }
   throw std::runtime_error(std::string("FASTDIFF_CPU_ISA is '") + forced +
                            "', but this build on this processor offers: " + join(isas_supported()));
@@ -68,14 +70,14 @@ const Kernels& kernels() {
 
 std::vector<std::string> isas_built() {
   std::vector<std::string> names;
-  for (const auto& candidate : candidates()) names.emplace_back(candidate.kernels.isa);
+  for (const auto& candidate : candidates()) names.emplace_back(candidate.isa);
   return names;
 }
 
 std::vector<std::string> isas_supported() {
   std::vector<std::string> names;
   for (const auto& candidate : candidates())
-    if (candidate.supported) names.emplace_back(candidate.kernels.isa);
+    if (candidate.supported) names.emplace_back(candidate.isa);
   return names;
 }
 

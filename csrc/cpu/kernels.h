@@ -10,7 +10,9 @@
 #include "common/geglu.h"
 #include "common/group_norm_silu.h"
 #include "common/layer_norm_modulate.h"
+#include "common/qk_norm_rope.h"
 #include "common/sampler_step.h"
+#include "common/timestep_embedding.h"
 #include "cpu/threads.h"
 
 namespace fastdiff::cpu {
@@ -27,7 +29,10 @@ struct Kernels {
   void (*group_norm_silu_backward)(const GroupNormSiluBackwardParams&, const Threads&);
   void (*layer_norm_modulate)(const LayerNormModulateParams&, const Threads&);
   void (*layer_norm_modulate_backward)(const LayerNormModulateBackwardParams&, const Threads&);
+  void (*qk_norm_rope)(const QkNormRopeParams&, const Threads&);
+  void (*qk_norm_rope_backward)(const QkNormRopeBackwardParams&, const Threads&);
   void (*sampler_step)(const SamplerStepParams&, const Threads&);
+  void (*timestep_embedding)(const TimestepEmbeddingParams&, const Threads&);
 };
 
 // Chosen once, by the best instruction set or by the environment variable FASTDIFF_CPU_ISA. Throws

@@ -16,7 +16,10 @@ void group_norm_silu(const GroupNormSiluParams&, const Threads&);
 void group_norm_silu_backward(const GroupNormSiluBackwardParams&, const Threads&);
 void layer_norm_modulate(const LayerNormModulateParams&, const Threads&);
 void layer_norm_modulate_backward(const LayerNormModulateBackwardParams&, const Threads&);
+void qk_norm_rope(const QkNormRopeParams&, const Threads&);
+void qk_norm_rope_backward(const QkNormRopeBackwardParams&, const Threads&);
 void sampler_step(const SamplerStepParams&, const Threads&);
+void timestep_embedding(const TimestepEmbeddingParams&, const Threads&);
 
 Kernels table() {
   Kernels kernels;
@@ -31,7 +34,10 @@ Kernels table() {
   kernels.group_norm_silu_backward = group_norm_silu_backward;
   kernels.layer_norm_modulate = layer_norm_modulate;
   kernels.layer_norm_modulate_backward = layer_norm_modulate_backward;
+  kernels.qk_norm_rope = qk_norm_rope;
+  kernels.qk_norm_rope_backward = qk_norm_rope_backward;
   kernels.sampler_step = sampler_step;
+  kernels.timestep_embedding = timestep_embedding;
   return kernels;
 }
 

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastdiff.models.embeddings import GaussianFourierEmbedding, SinusoidalEmbedding, TimestepEmbedding
+from fastdiff.models.embeddings import GaussianFourierEmbedding, TimestepEmbedding
 from fastdiff.models.pretrained import PretrainedModel
 from fastdiff.models.unet_blocks import BlockSettings, DownBlock2D, UNetMidBlock2D, UpBlock2D
-from fastdiff.nn import GroupNormSiLU
+from fastdiff.nn import GroupNormSiLU, Timesteps
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _time_projection(config: UNet2DConfig) -> tuple[nn.Module, int]:
     if config.time_embedding_type == "learned":
         assert config.num_train_timesteps is not None  # checked by the configuration
         return nn.Embedding(config.num_train_timesteps, channels), channels
-    return SinusoidalEmbedding(channels, config.flip_sin_to_cos, config.freq_shift), channels
+    return Timesteps(channels, config.flip_sin_to_cos, config.freq_shift), channels
 
 
 def _class_embedding(config: UNet2DConfig, raw_channels: int, time_channels: int) -> nn.Module | None:

@@ -2,5 +2,6 @@
 
 from fastdiff.nn.attention import Attention
 from fastdiff.nn.group_norm_silu import GroupNormSiLU
+from fastdiff.nn.timesteps import Timesteps
 
-__all__ = ["Attention", "GroupNormSiLU"]
+__all__ = ["Attention", "GroupNormSiLU", "Timesteps"]

@@ -1,10 +1,25 @@
 """The pure-PyTorch definition of every op: same names, same signatures, any floating dtype.
 
+This package is the source of truth. The kernels are tested against it in float64, the benchmarks import
+their baselines from it, and ``with fastdiff.use_reference():`` runs it in place of the kernels.
+"""
+
 from fastdiff.reference.attention import attention
 from fastdiff.reference.gate_residual import gate_residual
 from fastdiff.reference.geglu import geglu
 from fastdiff.reference.group_norm_silu import group_norm_silu
 from fastdiff.reference.layer_norm_modulate import layer_norm_modulate
+from fastdiff.reference.qk_norm_rope import qk_norm_rope
 from fastdiff.reference.sampler_step import sampler_step
+from fastdiff.reference.timestep_embedding import timestep_embedding
 
-__all__ = ["attention", "gate_residual", "geglu", "group_norm_silu", "layer_norm_modulate", "sampler_step"]
+__all__ = [
+    "attention",
+    "gate_residual",
+    "geglu",
+    "group_norm_silu",
+    "layer_norm_modulate",
+    "qk_norm_rope",
+    "sampler_step",
+    "timestep_embedding",
+]

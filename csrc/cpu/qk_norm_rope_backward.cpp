@@ -1,0 +1,140 @@
+// Backward qk_norm_rope. With xhat = x * rstd, z = xhat * weight and dz the gradient dy turned back by its angle,
+//
+//   dx = rstd * (dz * weight - xhat * mean(dz * weight * xhat)),   dweight = sum over all heads of dz * xhat.
+//
+// rstd is worked out again: x has to be read in any case. Tokens are cut into blocks by their number alone; each block
+// has a row of its own for its part of dweight, and the rows are summed in order, so that the bits do not depend on the
+// number of threads.
+#include "cpu/qk_norm_rope_common.h"
+
+namespace fastdiff::cpu::FASTDIFF_ISA {
+namespace {
+
+// Tokens of one partial sum of dweight: few enough for float32.
+constexpr int64_t kBlockTokens = 32;
+
+// The queries or the keys, as one thread works on them.
+template <class T, bool kInterleaved>
+class Gradients {
+ public:
+  Gradients(const QkNormRopeParams& p, const NormRopeHeads& heads, const NormRopeGradients& gradients,
+            const Pieces& pieces)
+      : params_(p),
+        heads_(heads),
+        gradients_(gradients),
+        pieces_(pieces),
+        weight_(pieces.floats()),
+        partner_sign_(pieces.floats()),
+        own_(pieces.floats()),
+        other_(pieces.floats()),
+        dz_(pieces.floats()) {
+    fill_lanes<T>(pieces, weight_, [&](int64_t i) { return load_weight(heads, i); });
+    fill_lanes<T>(pieces, partner_sign_, [&](int64_t i) { return -sign_of(p, i); });
+  }
+
+  // Tokens [begin, end) of all samples. `dweight` holds a float for each lane of the pieces.
+  void run(int64_t begin, int64_t end, float* dweight) {
+    std::memset(dweight, 0, pieces_.floats() * sizeof(float));
+    for (int64_t i = begin; i < end; i++) run_token(i / params_.tokens, i % params_.tokens, dweight);
+  }
+
+ private:
+  void run_token(int64_t sample, int64_t token, float* dweight) {
+    set_coefficients(sample, token);
+    const T* x = head_at<T>(heads_.x, sample, token, 0);
+    const T* dy = head_at<T>(gradients_.dy, sample, token, 0);
+    T* dx = static_cast<T*>(gradients_.dx) + dense_head(params_, heads_.heads, sample, token);
+    for (int64_t head = 0; head < heads_.heads; head++) {
+      run_head(x, dy, dx, dweight);
+      x += heads_.x.head_stride;
+      dy += gradients_.dy.head_stride;
+      dx += params_.head_dim;
+    }
+  }
+
+  // dz = dy * own + (dy of the partner) * other
+  void set_coefficients(int64_t sample, int64_t token) {
+    const TableRow cos(params_, params_.cos, sample, token), sin(params_, params_.sin, sample, token);
+    for (int i = 0; i < pieces_.count(); i++) {
+      const Piece& piece = pieces_[i];
+      store_lanes(own_, i, cos.template read<T>(piece.offset, piece.count, 1));
+      Pack of_partner = sin.template read<T>(piece.partner, piece.count, 0);
+      if (kInterleaved) of_partner = swap_pairs<T>(of_partner);
+      store_lanes(other_, i, load_lanes(partner_sign_, i) * of_partner);
+    }
+  }
+
+  void run_head(const T* x, const T* dy, T* dx, float* dweight) const {
+    Pack squares = {}, products = {};
+    for (int i = 0; i < pieces_.count(); i++) {
+      const Piece& piece = pieces_[i];
+      const Pack own = read(dy, piece.offset, piece.count), other = partner_of<T, kInterleaved>(dy, piece, own);
+      const Pack v = read(x, piece.offset, piece.count);
+      const Pack dz = own * load_lanes(own_, i) + other * load_lanes(other_, i);
+      store_lanes(dz_, i, dz);
+      squares = squares + v * v;
+      products = products + dz * load_lanes(weight_, i) * v;
+    }
+    const float per_element = 1 / static_cast<float>(params_.head_dim);
+    const float rstd = 1 / std::sqrt(sum_of_lanes(squares) * per_element + params_.eps);
+    const Float slope = broadcast(-rstd * (sum_of_lanes(products) * per_element * rstd));
+    for (int i = 0; i < pieces_.count(); i++) {
+      const Piece& piece = pieces_[i];
+      const Pack xhat = read(x, piece.offset, piece.count) * broadcast(rstd), dz = load_lanes(dz_, i);
+      write<false>(dx, piece.offset, piece.count, dz * load_lanes(weight_, i) * broadcast(rstd) + xhat * slope);
+      store_lanes(dweight, i, load_lanes(dweight, i) + dz * xhat);
+    }
+  }
+
+  const QkNormRopeParams& params_;
+  const NormRopeHeads& heads_;
+  const NormRopeGradients& gradients_;
+  const Pieces& pieces_;
+  Scratch<float> weight_, partner_sign_;
+  Scratch<float> own_, other_;  // of the token at hand
+  Scratch<float> dz_;           // of the head at hand
+};
+
+template <class T>
+void sum_blocks(const Pieces& pieces, const float* partials, int64_t blocks, float* dweight) {
+  if (!dweight) return;
+  for (int i = 0; i < pieces.count(); i++)
+    for (int k = 0; k < pieces[i].count; k++) {
+      double sum = 0;
+      for (int64_t block = 0; block < blocks; block++)
+        sum += partials[block * pieces.floats() + i * kPack + lane_of<T>(k)];
+      dweight[pieces[i].offset + k] = static_cast<float>(sum);
+    }
+}
+
+template <class T, bool kInterleaved>
+void run(const QkNormRopeBackwardParams& b, const Threads& threads) {
+  const QkNormRopeParams& p = b.forward;
+  const Pieces pieces(p);
+  const int64_t tokens = p.batch * p.tokens, blocks = ceil_div(tokens, kBlockTokens);
+  Scratch<float> of_query(blocks * pieces.floats()), of_key(blocks * pieces.floats());
+  parallel_for(threads, blocks, [&](int64_t begin, int64_t end) {
+    Gradients<T, kInterleaved> query(p, p.query, b.query, pieces), key(p, p.key, b.key, pieces);
+    for (int64_t block = begin; block < end; block++) {
+      const int64_t first = block * kBlockTokens, last = minimum(tokens, first + kBlockTokens);
+      query.run(first, last, of_query + block * pieces.floats());
+      key.run(first, last, of_key + block * pieces.floats());
+    }
+  });
+  sum_blocks<T>(pieces, of_query, blocks, b.query.dweight);
+  sum_blocks<T>(pieces, of_key, blocks, b.key.dweight);
+}
+
+}  // namespace
+
+void qk_norm_rope_backward(const QkNormRopeBackwardParams& b, const Threads& available) {
+  const QkNormRopeParams& p = b.forward;
+  const int64_t elements = p.batch * p.tokens * (p.query.heads + p.key.heads) * p.head_dim;
+  const Threads threads{elements < kSerialElements ? 1 : available.count, available.run};
+  with_element_type(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    return p.interleaved ? run<T, true>(b, threads) : run<T, false>(b, threads);
+  });
+}
+
+}  // namespace fastdiff::cpu::FASTDIFF_ISA
