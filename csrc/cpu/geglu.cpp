@@ -4,6 +4,7 @@
 #include "cpu/element_type.h"
 #include "cpu/gelu.h"
 #include "cpu/packs.h"
+#include "cpu/streaming.h"
 #include "cpu/threads.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
@@ -11,13 +12,6 @@ namespace {
 
 // Below this many elements, waking a thread costs more than it saves.
 constexpr int64_t kSerialElements = 16384;
-
-// Outputs so large that no consumer finds them in a cache are stored past the caches.
-constexpr int64_t kStreamBytes = int64_t{32} << 20;
-
-bool streams(const void* output, int64_t rows, int64_t row_bytes) {
-  return reinterpret_cast<uintptr_t>(output) % 64 == 0 && row_bytes % 64 == 0 && rows * row_bytes >= kStreamBytes;
-}
 
 Threads threads_for(const GegluParams& p, const Threads& available) {
   return {p.rows * p.features < kSerialElements ? 1 : available.count, available.run};
@@ -66,16 +60,15 @@ void run(const GegluBackwardParams& b, const Threads& threads) {
   });
 }
 
-// Picks the kernel: forward for GegluParams, backward for GegluBackwardParams.
+// Picks the kernel, whose output has `halves` times the features of y: forward for GegluParams, backward for
+// GegluBackwardParams.
 template <class Params>
-void choose(const Params& params, const GegluParams& p, const void* output, int64_t row_elements,
-            const Threads& available) {
+void choose(const Params& params, const GegluParams& p, const void* output, int64_t halves, const Threads& available) {
   const Threads threads = threads_for(p, available);
   with_element_type(p.dtype, [&](auto element) {
     using T = decltype(element);
-    // Both halves of a row of dx have to be aligned, so the rule is that of the narrower row.
-    const bool aligned = p.features * static_cast<int64_t>(sizeof(T)) % 64 == 0;
-    const bool stream = aligned && streams(output, p.rows, row_elements * static_cast<int64_t>(sizeof(T)));
+    const int64_t half = p.features * static_cast<int64_t>(sizeof(T));  // both halves of a row of dx start aligned
+    const bool stream = worth_streaming(output, p.rows * halves, half);
     if (p.tanh) return stream ? run<T, TanhGelu, true>(params, threads) : run<T, TanhGelu, false>(params, threads);
     return stream ? run<T, ExactGelu, true>(params, threads) : run<T, ExactGelu, false>(params, threads);
   });
@@ -83,10 +76,10 @@ void choose(const Params& params, const GegluParams& p, const void* output, int6
 
 }  // namespace
 
-void geglu(const GegluParams& p, const Threads& available) { choose(p, p, p.y, p.features, available); }
+void geglu(const GegluParams& p, const Threads& available) { choose(p, p, p.y, 1, available); }
 
 void geglu_backward(const GegluBackwardParams& b, const Threads& available) {
-  choose(b, b.forward, b.dx, 2 * b.forward.features, available);
+  choose(b, b.forward, b.dx, 2, available);
 }
 
 }  // namespace fastdiff::cpu::FASTDIFF_ISA

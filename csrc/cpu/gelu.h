@@ -11,16 +11,18 @@ struct Gelu {
 };
 
 // x * cdf(x) with the normal distribution: cdf(-a) = exp(-a^2 / 2) * P(t) for a >= 0, t = 1 / (1 + c * a), with a
-// minimax polynomial P of relative error 1.3e-7 (float32) or 5e-5 (16-bit types).
+// minimax polynomial P of relative error 1.3e-7 (float32) or 5e-5 (16-bit types). So x * cdf(x) = max(x, 0) - a *
+// cdf(-a).
 struct ExactGelu {
   template <class T>
   static FASTDIFF_INLINE Gelu evaluate(Float x) {
     constexpr float kInverseSqrt2Pi = 0.398942280f;
-    const Float a = (Float)((UInt)x & 0x7fffffff);
-    const Float e = exp_negative_within_bound<T>(clamp(0.5f * a * a, 0.0f, kExponentBound));
+    constexpr float kFarthest = 13.19f;  // where exp(-a^2 / 2) reaches the end of its bound
+    const Float a = smaller((Float)((UInt)x & 0x7fffffff), broadcast(kFarthest));
+    const Float e = exp_negative_within_bound<T>(0.5f * a * a);
     const Float below = e * polynomial<T>(a);  // cdf(-a)
     const Float cdf = x > 0 ? 1.0f - below : below;
-    return {x * cdf, cdf + x * e * kInverseSqrt2Pi};
+    return {larger(Float{}, x) - a * below, cdf + x * e * kInverseSqrt2Pi};
   }
 
  private:
@@ -53,9 +55,11 @@ struct TanhGelu {
   template <class T>
   static FASTDIFF_INLINE Gelu evaluate(Float x) {
     constexpr float kTwice = 1.59576912f, kCubic = kTwice * 0.044715f;
-    const Float square = x * x, argument = x * (kTwice + kCubic * square);
-    const Float e = exp_negative<T>(argument), sigmoid = 1.0f / (1.0f + e);
-    return {x * sigmoid, sigmoid * (1.0f + x * (e * sigmoid) * (kTwice + 3.0f * kCubic * square))};
+    constexpr float kFarthest = 9.98f;  // where 2 * u reaches the end of its bound
+    const Float above = larger(broadcast(-kFarthest), x), near = smaller(broadcast(kFarthest), above);
+    const Float square = near * near;
+    const Float e = exp_negative_within_bound<T>(near * (kTwice + kCubic * square)), sigmoid = 1.0f / (1.0f + e);
+    return {above * sigmoid, sigmoid * (1.0f + near * (e * sigmoid) * (kTwice + 3.0f * kCubic * square))};
   }
 };
 

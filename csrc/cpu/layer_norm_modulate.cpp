@@ -30,14 +30,21 @@ class Rows {
     const GateResidualParams& input = params_.input;
     set_operands(sample, token);
     const float total = read_row<kStream>(sample, token);
-    const float mean = params_.rms ? 0 : total / static_cast<float>(channels_);
-    const float rstd = 1 / std::sqrt(mean_square(broadcast(mean)) + params_.eps);
-    write_row<kStream>(dense_row<T>(params_.y, input, sample, token), broadcast(mean), broadcast(rstd));
-    params_.mean[sample * input.tokens + token] = mean;
+    Moments moments;
+    if (!params_.rms) moments.mean = total / static_cast<float>(channels_);
+    add_deviations(&moments);
+    const float rstd = 1 / std::sqrt(moments.mean_square + params_.eps);
+    write_row<kStream>(dense_row<T>(params_.y, input, sample, token), moments, rstd);
+    params_.mean[sample * input.tokens + token] = moments.mean + moments.correction;
     params_.rstd[sample * input.tokens + token] = rstd;
   }
 
  private:
+  // The mean is mean + correction: far from zero, one float32 does not hold it well enough.
+  struct Moments {
+    float mean = 0, correction = 0, mean_square = 0;
+  };
+
   // y = (row - mean) * rstd * gain + offset
   void set_operands(int64_t sample, int64_t token) {
     gate_.move_to(sample, token);
@@ -63,19 +70,24 @@ class Rows {
     return sum_of_lanes(total);
   }
 
-  float mean_square(Float mean) const {
-    Pack squares = {};
+  void add_deviations(Moments* moments) const {
+    const Float mean = broadcast(moments->mean);
+    Pack total = {}, squares = {};
     for_each_pack(channels_, [&](int64_t i, int count) FASTDIFF_INLINE_LAMBDA {
       const Pack deviation = keep<T>(load_lanes(row_, i) - mean, count);
+      total = total + deviation;
       squares = squares + deviation * deviation;
     });
-    return sum_of_lanes(squares) / static_cast<float>(channels_);
+    const float per_channel = 1 / static_cast<float>(channels_);
+    if (!params_.rms) moments->correction = sum_of_lanes(total) * per_channel;
+    moments->mean_square = sum_of_lanes(squares) * per_channel - moments->correction * moments->correction;
   }
 
   template <bool kStream>
-  void write_row(T* y, Float mean, Float rstd) const {
+  void write_row(T* y, const Moments& moments, float rstd) const {
+    const Float mean = broadcast(moments.mean), correction = broadcast(moments.correction), slope = broadcast(rstd);
     for_each_pack(channels_, [&](int64_t i, int count) FASTDIFF_INLINE_LAMBDA {
-      const Pack normalised = (load_lanes(row_, i) - mean) * rstd;
+      const Pack normalised = (load_lanes(row_, i) - mean - correction) * slope;
       write<kStream>(y, i, count, normalised * load_lanes(gain_, i) + load_lanes(offset_, i));
     });
   }

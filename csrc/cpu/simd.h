@@ -99,6 +99,19 @@ FASTDIFF_INLINE Float larger(Float a, Float b) {
 #endif
 }
 
+// The smaller of two; `b` where either is NaN.
+FASTDIFF_INLINE Float smaller(Float a, Float b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#elif defined(__x86_64__)
+  return _mm_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 // One step of a reduction over the lanes: lane i meets lane i ^ kDistance.
 template <int kDistance, size_t... kLane>
 FASTDIFF_INLINE Float exchange_lanes(Float v, std::index_sequence<kLane...>) {

@@ -5,6 +5,7 @@
 #include "cpu/element_type.h"
 #include "cpu/packs.h"
 #include "cpu/scratch.h"
+#include "cpu/streaming.h"
 #include "cpu/threads.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
@@ -12,9 +13,6 @@ namespace {
 
 // Below this many elements, waking a thread costs more than it saves.
 constexpr int64_t kSerialElements = 32768;
-
-// Outputs so large that no consumer finds them in a cache are stored past the caches.
-constexpr int64_t kStreamBytes = int64_t{32} << 20;
 
 inline Threads threads_for(const GateResidualParams& p, const Threads& available) {
   return {p.batch * p.tokens * p.channels < kSerialElements ? 1 : available.count, available.run};
@@ -30,11 +28,9 @@ T* dense_row(void* data, const GateResidualParams& p, int64_t sample, int64_t to
   return static_cast<T*>(data) + (sample * p.tokens + token) * p.channels;
 }
 
-// Whether a dense output may be streamed: it is large, and all its rows are aligned.
 template <class T>
 bool streams(const void* output, const GateResidualParams& p) {
-  const int64_t row = p.channels * static_cast<int64_t>(sizeof(T));
-  return reinterpret_cast<uintptr_t>(output) % 64 == 0 && row % 64 == 0 && p.batch * p.tokens * row >= kStreamBytes;
+  return worth_streaming(output, p.batch * p.tokens, p.channels * static_cast<int64_t>(sizeof(T)));
 }
 
 // One token's row of an operand in float32, in the lanes of a T: converted again only where it changes.

@@ -96,7 +96,9 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.shift_dtype = shift.dtype
     # x itself is needed for what multiplies it: the gate, and the norm where nothing is added before.
     needs_x = gate is not None or residual is None
-    ctx.save_for_backward(x if needs_x else None, total if ctx.has_residual else None, scale, gate, weight, bias, mean, rstd)
+    ctx.save_for_backward(
+        x if needs_x else None, total if ctx.has_residual else None, scale, gate, weight, bias, mean, rstd
+    )
 
 
 def _backward(ctx, dy, dtotal, _dmean, _drstd):

@@ -19,9 +19,8 @@ def layer_norm_modulate(
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Definition of :func:`fastdiff.ops.layer_norm_modulate` in PyTorch's own operators."""
-    if residual is None:
-        total = x
-    else:
+    total = x
+    if residual is not None:
         total = residual + x if gate is None else gate_residual(x, gate, residual)
     scale, shift = (p.to(x.dtype) if p.dim() == 3 else p.to(x.dtype).unsqueeze(1) for p in (scale, shift))
     weight, bias = (None if p is None else p.to(x.dtype) for p in (weight, bias))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
+import instruction_sets
 import pytest
 import torch
 from accuracy import assert_draws_as_exact
@@ -223,15 +223,7 @@ print(digest.hexdigest())
 
 @pytest.mark.parametrize("isa", fastdiff.build_info().get("cpu_isas_built", []))
 def test_every_instruction_set(isa) -> None:
-    if isa == fastdiff.build_info()["cpu_isa"]:
-        pytest.skip("in use: all other tests run it")
-    if isa not in fastdiff.build_info()["cpu_isas_supported"]:
-        pytest.skip(f"this processor has no {isa}")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "forward or large or lengths or infinity"]
-    environment = {**os.environ, "FASTDIFF_CPU_ISA": isa, "PYTEST_ADDOPTS": ""}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:]
-    assert " passed" in result.stdout
+    instruction_sets.run_tests(isa, __file__, "forward or large or lengths or infinity")
 
 
 # ---- torch's own contracts -------------------------------------------------------------------------------------------
