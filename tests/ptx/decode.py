@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from ptx.scalars import TYPES, Array, ScalarType
 from ptx.syntax import SINK, Address, Immediate, Instruction, Kernel, Not, Operand, PtxError, Register, Symbol, Vector
-from ptx.threads import Lanes, Threads
+from ptx.threads import SPECIAL_REGISTERS, Lanes, Threads
 
 Step = Callable[[Threads, Lanes], None]
 Read = Callable[[Threads, Lanes], Array]
@@ -179,17 +179,19 @@ class Decoding:
         return np.array([number % (1 << kind.bits)], f"u{kind.bytes}").view(kind.dtype)
 
     def _special_reader(self, name: str, kind: ScalarType) -> Read:
+        if name not in SPECIAL_REGISTERS:
+            raise self.error(f"unknown special register {name}")
+
         def read(threads: Threads, lanes: Lanes) -> Array:
-            if name not in threads.special:
-                raise self.error(f"unknown special register {name}")
             return threads.special[name][lanes].astype(f"u{kind.bytes}").view(kind.dtype)
 
         return read
 
     def _address_reader(self, name: str, dtype: np.dtype) -> Read:
+        if name not in self._kernel.variables and name not in (p.name for p in self._kernel.parameters):
+            raise self.error(f"unknown variable {name}")
+
         def read(threads: Threads, lanes: Lanes) -> Array:
-            if name not in threads.frame.addresses:
-                raise self.error(f"unknown variable {name}")
             return np.array([threads.frame.addresses[name]], f"u{dtype.itemsize}").view(dtype)
 
         return read

@@ -12,7 +12,7 @@ import heapq
 from dataclasses import dataclass
 
 import numpy as np
-from ptx import floats, integers, movement, tensor_cores, warps  # noqa: F401  register their instructions
+from ptx import comparisons, conversions, floats, integers, movement, tensor_cores, warps  # noqa: F401  decoders
 from ptx.decode import Decoding, Read, Step, decode
 from ptx.memory import GlobalMemory, MemoryFault
 from ptx.scalars import TYPES, Array

@@ -30,7 +30,7 @@ def _take_space(decoding: Decoding) -> str:
     return found.removesuffix("::cta") if found else "generic"
 
 
-@decodes("ld", "ldu")
+@decodes("ld")
 def _load(decoding: Decoding) -> Step:
     space, kind, count = _take_access(decoding)
     destination, address = decoding.operands

@@ -17,8 +17,9 @@ from ptx.syntax import Module, PtxError
 ROOT = Path(__file__).resolve().parent.parent.parent
 CACHE = ROOT / "build" / "ptx"
 KERNEL_SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-# One architecture: the kernels have one code path for all, and its PTX is what newer GPUs are compiled from.
-NVCC_FLAGS = ("-std=c++17", "-O3", "-arch=compute_80")
+# One at a time: the kernels have one code path for all architectures, but CUDA's headers choose instructions by it.
+ARCHITECTURE = os.environ.get("FASTDIFF_PTX_ARCH", "80")
+NVCC_FLAGS = ("-std=c++17", "-O3", f"-arch=compute_{ARCHITECTURE}")
 
 
 def missing_tools() -> str | None:
@@ -32,7 +33,7 @@ def missing_tools() -> str | None:
 
 def compile_ptx(source: Path) -> str:
     """The PTX of a source; reused while the compiler and all sources stay the same."""
-    target = CACHE / f"{source.stem}-{_content_key(source)}.ptx"
+    target = CACHE / f"{source.stem}-compute_{ARCHITECTURE}-{_content_key(source)}.ptx"
     if not target.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(f".{os.getpid()}.partial")

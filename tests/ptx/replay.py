@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import emulation
-from ptx.nvcc import KERNEL_SOURCES, Library, compile_ptx
 from ptx.machine import run
 from ptx.memory import GlobalMemory
+from ptx.nvcc import KERNEL_SOURCES, Library, compile_ptx
 from ptx.threads import Launch
 
 _LAUNCH_FAILURE = 719  # cudaErrorLaunchFailure

@@ -103,7 +103,8 @@ class Kernel:
 
 _TYPE_BYTES = {"8": 1, "16": 2, "32": 4, "64": 8, "128": 16}
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)[^{;]*\{")
-_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+(\d+)\s+)?\.[a-z]+(\d+)\s+(?:\.ptr\S*\s+)*([\w$]+)(?:\[(\d+)\])?")
+_POINTER = r"\.ptr\s+(?:\.[a-z]+\s+)?\.align\s+\d+\s+"  # what is known of the memory behind a parameter
+_PARAMETER = re.compile(rf"\.param\s+(?:\.align\s+(\d+)\s+)?\.[a-z]+(\d+)\s+(?:{_POINTER})?([\w$]+)(?:\[(\d+)\])?$")
 _VARIABLE = re.compile(
     r"(\.extern\s+)?\.(shared|local)\s+(?:\.align\s+(\d+)\s+)?\.[a-z]+(\d+)\s+([\w$]+)((?:\[\d*\])*)"
 )
@@ -195,7 +196,10 @@ class _BodyParser:
             guard = self._operand(head[1:])
             head, _, rest = rest.partition(" ")
         opcode, *modifiers = head.split(".")
-        operands = tuple(self._operand(part.strip()) for part in _OPERAND.findall(rest))
+        parts = _OPERAND.findall(rest)
+        if re.sub(r"[,\s]", "", "".join(parts)) != re.sub(r"[,\s]", "", rest):
+            raise PtxError(f"line {line}: unknown operands: {text}")
+        operands = tuple(self._operand(part.strip()) for part in parts)
         if not (guard is None or isinstance(guard, (Register, Not))):
             raise PtxError(f"line {line}: not a predicate: {text}")
         return Instruction(line, text, opcode, tuple(modifiers), operands, guard, self._in_inline_asm)
@@ -242,10 +246,15 @@ class _BodyParser:
 
 
 def _parameters(text: str) -> list[Parameter]:
-    return [
-        Parameter(name, _TYPE_BYTES[bits] * int(count or 1), int(alignment or _TYPE_BYTES[bits]))
-        for alignment, bits, name, count in _PARAMETER.findall(text)
-    ]
+    parameters = []
+    for declaration in filter(None, map(str.strip, text.split(","))):
+        match = _PARAMETER.match(declaration)
+        if match is None:
+            raise PtxError(f"unknown kind of parameter: {declaration}")
+        alignment, bits, name, count = match.groups()
+        bytes_ = _TYPE_BYTES[bits]
+        parameters.append(Parameter(name, bytes_ * int(count or 1), int(alignment or bytes_)))
+    return parameters
 
 
 def _variable(match: re.Match[str]) -> Variable:

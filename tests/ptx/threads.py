@@ -14,6 +14,10 @@ WARP = 32
 # Which threads an instruction is executed for: all, or those with these numbers, in ascending order.
 Lanes: TypeAlias = slice | Array
 ALL: Lanes = slice(None)
+_LANE_MASKS = {f"%lanemask_{which}" for which in ("eq", "lt", "le", "gt", "ge")}
+SPECIAL_REGISTERS = {"%laneid", "%warpid", *_LANE_MASKS} | {
+    f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"
+}
 
 
 @dataclass(frozen=True)

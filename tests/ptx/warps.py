@@ -74,15 +74,6 @@ def _barrier(decoding: Decoding) -> Step:
     return lambda threads, lanes: None
 
 
-@decodes("membar", "fence")
-def _fence(decoding: Decoding) -> Step:
-    """Stores are seen at once, in order."""
-    decoding.flag("acq_rel")
-    decoding.flag("sc")
-    decoding.required("cta", "gl", "gpu", "sys")
-    return lambda threads, lanes: None
-
-
 @decodes("shfl")
 def _shuffle(decoding: Decoding) -> Step:
     decoding.expect_operands(5)
