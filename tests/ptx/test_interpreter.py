@@ -308,6 +308,35 @@ def test_threads_part_and_meet_again() -> None:
     assert neighbours.tolist() == [exact[i ^ 1] for i in range(96)]
 
 
+ODD_COME_LATE = ".reg .pred %q; .reg .b32 %o; and.b32 %o, %thread, 1; setp.ne.u32 %q, %o, 0; @%q bra LATE; MEET:"
+
+
+def test_who_comes_first_to_a_shuffle_waits() -> None:
+    """Odd threads come to the place from behind it, after even ones."""
+    (d,) = evaluate(
+        ODD_COME_LATE
+        + "shfl.sync.bfly.b32 %d, %a, 1, 31, -1; bra.uni END; LATE: add.u32 %a, %a, 1000; bra.uni MEET; END:",
+        {"d": "u4"},
+        a=np.arange(64, dtype=np.uint32),
+    )
+    assert d.tolist() == [i + 1001 if i % 2 == 0 else i - 1 for i in range(64)]
+
+
+def test_who_comes_first_to_a_barrier_waits() -> None:
+    """Odd threads come to the place from behind it, with a value for an even thread of the other warp."""
+    (d,) = evaluate(
+        """.reg .b32 %p; mov.u32 %p, buffer; mad.lo.u32 %p, %thread, 4, %p; st.shared.u32 [%p], %a;"""
+        + ODD_COME_LATE
+        + """bar.sync 0; xor.b32 %p, %p, 132; ld.shared.u32 %d, [%p]; bra.uni END;
+        LATE: add.u32 %a, %a, 1000; st.shared.u32 [%p], %a; bra.uni MEET; END:""",
+        {"d": "u4"},
+        shared_bytes=256,
+        a=np.arange(64, dtype=np.uint32),
+    )
+    partner = [i ^ 33 for i in range(64)]
+    assert d.tolist() == [i + 1000 * (i % 2) for i in partner]
+
+
 @pytest.mark.parametrize("width", (32, 8))
 @pytest.mark.parametrize("mode", ("up", "down", "bfly", "idx"))
 def test_shuffles(mode: str, width: int) -> None:
@@ -449,9 +478,10 @@ def test_parameters_are_laid_out_by_their_alignment() -> None:
 
 
 def test_partial_warps_and_blocks() -> None:
-    """Threads that fill up the last warp of a block do not exist, in any block."""
-    text = """.entry k(.param .u64 a) { .reg .b64 %p; .reg .b32 %t, %n, %c, %r;
+    """Threads that fill up the last warp of a block do not exist, in any block: none has a %tid.y of 1."""
+    text = """.entry k(.param .u64 a) { .reg .b64 %p; .reg .b32 %t, %n, %c, %r, %y;
         ld.param.u64 %p, [a]; mov.u32 %t, %tid.x; mov.u32 %n, %ntid.x; mov.u32 %c, %ctaid.y; mad.lo.u32 %r, %c, %n, %t;
+        mov.u32 %y, %tid.y; mad.lo.u32 %c, %y, 10, %c;
         bar.sync 0; mad.wide.u32 %p, %r, 4, %p; st.global.u32 [%p], %c; ret; }"""
     result = np.full(90, -1, np.int32)
     memory = GlobalMemory([(result.ctypes.data, result.ctypes.data + result.nbytes)])
