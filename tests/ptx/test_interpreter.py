@@ -466,25 +466,33 @@ def test_arguments_must_fit_the_parameters() -> None:
 
 
 def test_parameters_are_laid_out_by_their_alignment() -> None:
-    text = """.entry k(.param .u32 a, .param .align 16 .b8 b[20], .param .u64 .ptr .global .align 4 c) {
+    text = """.entry k(.param .u32 a, .param .align 16 .b8 b[24], .param .u64 .ptr .global .align 4 c) {
         .reg .b64 %p, %v; .reg .b32 %r;
         ld.param.u64 %p, [c]; ld.param.u32 %r, [b+16]; ld.param.u32 %v, [a]; st.global.u64 [%p], %v;
         st.global.u32 [%p+8], %r; ret; }"""
     result = np.zeros(2, np.uint64)
-    arguments = (struct.pack("I", 7), bytes(16) + struct.pack("I", 9), struct.pack("P", result.ctypes.data))
+    arguments = (struct.pack("I", 7), bytes(16) + struct.pack("II", 9, 0), struct.pack("P", result.ctypes.data))
     memory = GlobalMemory([(result.ctypes.data, result.ctypes.data + 16)])
     run(Program(Module(text).kernel("k")), Launch("k", (1, 1, 1), (1, 1, 1), 0, arguments), memory)
     assert result.tolist() == [7, 9]
 
 
-def test_partial_warps_and_blocks() -> None:
-    """Threads that fill up the last warp of a block do not exist, in any block: none has a %tid.y of 1."""
-    text = """.entry k(.param .u64 a) { .reg .b64 %p; .reg .b32 %t, %n, %c, %r, %y;
+def test_blocks_with_partial_warps() -> None:
+    """Each has shared memory of its own, and no threads that would fill up its last warp."""
+    text = """.entry k(.param .u64 a) {
+        .reg .b64 %p; .reg .b32 %t, %n, %c, %r, %w, %m, %v; .reg .pred %q; .shared .align 4 .b8 buffer[8];
         ld.param.u64 %p, [a]; mov.u32 %t, %tid.x; mov.u32 %n, %ntid.x; mov.u32 %c, %ctaid.y; mad.lo.u32 %r, %c, %n, %t;
-        mov.u32 %y, %tid.y; mad.lo.u32 %c, %y, 10, %c;
-        bar.sync 0; mad.wide.u32 %p, %r, 4, %p; st.global.u32 [%p], %c; ret; }"""
+        st.shared.u32 [buffer], %c; bar.sync 0; ld.shared.u32 %c, [buffer];
+        mov.u32 %w, %warpid; setp.eq.u32 %q, %w, 0; selp.b32 %m, 0xFFFFFFFF, 0x1FFF, %q;
+        vote.sync.ballot.b32 %v, 1, %m; popc.b32 %v, %v; mad.lo.u32 %v, %c, 1000, %v;
+        mad.wide.u32 %p, %r, 4, %p; st.global.u32 [%p], %v; ret; }"""
     result = np.full(90, -1, np.int32)
     memory = GlobalMemory([(result.ctypes.data, result.ctypes.data + result.nbytes)])
     launch = Launch("k", (1, 2, 1), (45, 1, 1), 0, (struct.pack("P", result.ctypes.data),))
     run(Program(Module(text).kernel("k")), launch, memory)
-    assert result.tolist() == [0] * 45 + [1] * 45
+    assert result.tolist() == [32] * 32 + [13] * 13 + [1032] * 32 + [1013] * 13
+
+
+def test_shared_memory_begins_as_nan() -> None:
+    (d,) = evaluate("ld.shared.f32 %d, [buffer+8];", {"d": "f4"}, shared_bytes=16)
+    assert np.isnan(d).all()
