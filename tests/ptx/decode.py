@@ -32,10 +32,6 @@ def decodes(*opcodes: str) -> Callable[[Decoder], Decoder]:
     return register
 
 
-def known_opcodes() -> list[str]:
-    return sorted(_DECODERS)
-
-
 def decode(kernel: Kernel, instruction: Instruction) -> Step:
     decoder = _DECODERS.get(instruction.opcode)
     if decoder is None:

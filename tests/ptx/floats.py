@@ -1,7 +1,8 @@
 """Floating-point arithmetic, and the opcodes that integers share with it.
 
 Approximations (ex2.approx, rcp.approx ...) are exact here up to their final rounding, but for what the PTX ISA says of
-their ranges. A fused multiply-add goes through float64, so it rounds twice in about one case of 2**29.
+their ranges. A fused multiply-add goes through float64: one of float32 rounds twice in about one case of 2**29, one of
+float64 always does.
 """
 
 from __future__ import annotations

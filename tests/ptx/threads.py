@@ -36,7 +36,6 @@ class Frame:
     """Where a kernel's variables and parameters lie: `addresses` holds both, in their own state spaces."""
 
     addresses: dict[str, int]
-    spaces: dict[str, str]
     shared_bytes: int
     local_bytes: int
     parameter_bytes: bytes
@@ -44,14 +43,14 @@ class Frame:
 
 def lay_out(kernel: Kernel, used: set[str], launch: Launch) -> Frame:
     """`used`: the variables that the kernel names; those of other kernels of its module take no room."""
-    addresses, spaces = {}, {}
+    addresses = {}
     ends = {"shared": SHARED_BASE, "local": 0}
     # Dynamic shared memory comes after all that is static.
     for variable in sorted(kernel.variables.values(), key=lambda v: v.bytes is None):
         if variable.name not in used:
             continue
         begin = _round_up(ends[variable.space], variable.alignment)
-        addresses[variable.name], spaces[variable.name] = begin, variable.space
+        addresses[variable.name] = begin
         ends[variable.space] = begin + (launch.dynamic_shared_bytes if variable.bytes is None else variable.bytes)
     if len(kernel.parameters) != len(launch.arguments):
         raise PtxError(f"{kernel.name} has {len(kernel.parameters)} parameters, not {len(launch.arguments)}")
@@ -60,9 +59,9 @@ def lay_out(kernel: Kernel, used: set[str], launch: Launch) -> Frame:
         if parameter.bytes != len(argument):
             raise PtxError(f"{parameter.name} has {parameter.bytes} bytes, not {len(argument)}")
         parameters = parameters.ljust(_round_up(len(parameters), parameter.alignment), b"\0")
-        addresses[parameter.name], spaces[parameter.name] = len(parameters), "param"
+        addresses[parameter.name] = len(parameters)
         parameters += argument
-    return Frame(addresses, spaces, ends["shared"] - SHARED_BASE, ends["local"], parameters)
+    return Frame(addresses, ends["shared"] - SHARED_BASE, ends["local"], parameters)
 
 
 class Threads:
