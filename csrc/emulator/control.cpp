@@ -1,11 +1,14 @@
 // The C interface through which tests steer the emulator (tests/emulation.py).
+#include <algorithm>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "emulator/emulated_device.h"
 #include "emulator/grid.h"
 #include "emulator/memory.h"
 #include "emulator/memory_access.h"
+#include "emulator/memory_map.h"
 #include "emulator/ready_queue.h"
 #include "emulator/reports.h"
 #include "emulator/scheduler.h"
@@ -36,6 +39,19 @@ FASTDIFF_EXPORT size_t fastdiff_emulator_reports(char* buffer, size_t capacity) 
 }
 
 FASTDIFF_EXPORT void fastdiff_emulator_clear_reports() { emulator::clear_reports(); }
+
+// A null executor gives the launches back to the emulator.
+FASTDIFF_EXPORT void fastdiff_emulator_set_executor(emulator::Executor executor) { emulator::set_executor(executor); }
+
+// Writes the begin and end of each declared buffer, as many as `capacity` has room for; returns how many there are.
+FASTDIFF_EXPORT size_t fastdiff_emulator_buffers(uint64_t (*bounds)[2], size_t capacity) {
+  const std::vector<emulator::MemoryRange> buffers = emulator::declared_buffers();
+  for (size_t i = 0; i < std::min(capacity, buffers.size()); ++i) {
+    bounds[i][0] = reinterpret_cast<uintptr_t>(buffers[i].begin);
+    bounds[i][1] = reinterpret_cast<uintptr_t>(buffers[i].end);
+  }
+  return buffers.size();
+}
 
 // Launches, blocks and memory accesses since the library was loaded.
 FASTDIFF_EXPORT void fastdiff_emulator_counters(uint64_t counters[3]) {

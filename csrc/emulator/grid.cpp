@@ -16,6 +16,7 @@ namespace fastdiff::emulator {
 namespace {
 
 MemoryRange kernel_parameters{nullptr, nullptr};
+Executor executor = nullptr;
 
 bool exceeds(dim3 size, dim3 limit) { return size.x > limit.x || size.y > limit.y || size.z > limit.z; }
 bool is_empty(dim3 size) { return size.x == 0 || size.y == 0 || size.z == 0; }
@@ -44,6 +45,17 @@ std::vector<uint64_t> block_order(uint64_t count) {
   return order;
 }
 
+cudaError_t run_by_executor(const LaunchConfiguration& configuration, const BoundKernel& kernel) {
+  const dim3 grid = configuration.grid, block = configuration.block;
+  const LaunchRecord launch = {library_image().offset_of(kernel.function),
+                               {grid.x, grid.y, grid.z},
+                               {block.x, block.y, block.z},
+                               configuration.shared_bytes,
+                               kernel.argument_count,
+                               kernel.arguments};
+  return static_cast<cudaError_t>(executor(&launch));
+}
+
 uint3 unflatten(uint64_t index, dim3 size) {
   return {static_cast<unsigned>(index % size.x), static_cast<unsigned>(index / size.x % size.y),
           static_cast<unsigned>(index / size.x / size.y)};
@@ -56,6 +68,8 @@ GridCounters& grid_counters() {
   return counters;
 }
 
+void set_executor(Executor replacement) { executor = replacement; }
+
 bool is_kernel_parameter(const void* address) { return kernel_parameters.contains(address); }
 
 cudaError_t run_grid(const LaunchConfiguration& configuration, const BoundKernel& kernel) {
@@ -63,11 +77,13 @@ cudaError_t run_grid(const LaunchConfiguration& configuration, const BoundKernel
   const std::lock_guard<std::mutex> lock(one_launch_at_a_time);
   if (const cudaError_t error = check_configuration(configuration); error != cudaSuccess) return error;
 
+  ++grid_counters().launches;
+  if (executor) return run_by_executor(configuration, kernel);
+
   const auto* closure = static_cast<const char*>(kernel.closure);
   kernel_parameters = {closure, closure + kernel.closure_bytes};
   set_dynamic_shared_bytes(configuration.shared_bytes);
   race_detector_begin_launch();
-  ++grid_counters().launches;
   const dim3 grid = configuration.grid;
   for (const uint64_t index : block_order(static_cast<uint64_t>(grid.x) * grid.y * grid.z)) {
     ++grid_counters().blocks;

@@ -9,7 +9,9 @@ namespace fastdiff::emulator {
 
 enum class Contents {
   Initialised,
-  Uninitialised,  // reading a byte that no kernel has written since is reported
+  // Reading a byte that no kernel has written since is reported. All bits are set (NaN), unless the memory overlaps
+  // with what is declared already: what an earlier call left there must not pass for a result.
+  Uninitialised,
 };
 
 // Declares [address, address + bytes) global memory. A null address or zero bytes declares nothing; declaring the same

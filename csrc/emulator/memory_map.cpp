@@ -1,6 +1,7 @@
 #include "emulator/memory_map.h"
 
 #include <array>
+#include <cstring>
 #include <map>
 
 #include "emulator/device.h"
@@ -32,11 +33,24 @@ class MemoryMap {
     add(begin, end, AddressSpace::Global, contents);
   }
 
+  bool overlaps(const char* begin, const char* end) {
+    const auto above = regions_.lower_bound(begin);
+    return find(begin) || (above != regions_.end() && above->second->begin < end);
+  }
+
   void clear_global() {
     for (auto region = regions_.begin(); region != regions_.end();) {
       region = region->second->space == AddressSpace::Global ? regions_.erase(region) : std::next(region);
     }
     recent_.fill(nullptr);
+  }
+
+  std::vector<MemoryRange> global_ranges() const {
+    std::vector<MemoryRange> ranges;
+    for (const auto& [begin, region] : regions_) {
+      if (region->space == AddressSpace::Global) ranges.push_back({begin, region->end});
+    }
+    return ranges;
   }
 
   void set_dynamic_shared(const char* begin, size_t bytes) {
@@ -85,8 +99,13 @@ alignas(1024) char dynamic_shared_storage[kMaxDynamicSharedBytes];
 void register_buffer(const void* address, size_t bytes, Contents contents) {
   if (!address || bytes == 0) return;
   const auto* begin = static_cast<const char*>(address);
+  if (contents == Contents::Uninitialised && !memory_map().overlaps(begin, begin + bytes)) {
+    std::memset(const_cast<void*>(address), 0xff, bytes);
+  }
   memory_map().declare_global(begin, begin + bytes, contents);
 }
+
+std::vector<MemoryRange> declared_buffers() { return memory_map().global_ranges(); }
 
 void clear_buffers() { memory_map().clear_global(); }
 

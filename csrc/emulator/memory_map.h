@@ -5,7 +5,9 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "emulator/library_image.h"
 #include "emulator/memory.h"
 #include "emulator/shadow_cells.h"
 
@@ -28,6 +30,9 @@ struct Region {
 
 // The region that holds `address`, or null.
 Region* find_region(const void* address);
+
+// The declared global memory, in the order of its addresses.
+std::vector<MemoryRange> declared_buffers();
 
 // "12 bytes past the end of 4096 bytes of global memory", about the region nearest to `address`.
 std::string describe_outside(const void* address);

@@ -1,5 +1,7 @@
 // Small kernels for the emulator's own tests, in pairs: one with a planted fault and its clean twin, chosen by the
 // template argument. A line with a planted fault ends in "// fault: <kind>", where test_emulator.py looks it up.
+#include <cstring>
+
 #include "cuda/platform.cuh"
 
 namespace fastdiff {

@@ -147,6 +147,21 @@ def test_uninitialised_buffer(kernels: SelfTest) -> None:
     assert sorted(report.fault for report in session.reports) == ["stale-read", "uninitialised-read"]
 
 
+def test_uninitialised_buffer_begins_as_nan(kernels: SelfTest) -> None:
+    """What lay there must not pass for a result; memory that is an input, too, is left alone."""
+    library = kernels.emulator.library
+    data = VALUES.copy()
+    address = ctypes.c_void_p(data.ctypes.data)
+    for declared_as_input, expected in ((True, VALUES), (False, np.full(64, np.nan))):
+        try:
+            if declared_as_input:
+                library.fastdiff_emulator_register_buffer(address, ctypes.c_size_t(data.nbytes), 1)
+            library.fastdiff_emulator_register_buffer(address, ctypes.c_size_t(data.nbytes), 0)
+        finally:
+            library.fastdiff_emulator_clear_buffers()
+        np.testing.assert_array_equal(data, expected)
+
+
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("schedule", emulation.SCHEDULES)
 def test_results(kernels: SelfTest, schedule: str, seed: int) -> None:
