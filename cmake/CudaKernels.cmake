@@ -26,7 +26,9 @@ message(STATUS "fastdiff: CUDA kernels for ${CMAKE_CUDA_ARCHITECTURES}")
 target_sources(_C PRIVATE
   csrc/cuda/device_limits.cu
   csrc/cuda/group_norm_silu.cu
-  csrc/cuda/sampler_step.cu)
+  csrc/cuda/qk_norm_rope.cu
+  csrc/cuda/sampler_step.cu
+  csrc/cuda/timestep_embedding.cu)
 list(JOIN CMAKE_CUDA_ARCHITECTURES " " cuda_archs)
 target_compile_definitions(_C PRIVATE
   FASTDIFF_WITH_CUDA FASTDIFF_CUDA_ARCHS="${cuda_archs}" FASTDIFF_CUDA_VERSION="${CMAKE_CUDA_COMPILER_VERSION}")

@@ -23,6 +23,9 @@ RULES = (
     Rule(r"::(moments|sums)_kernel<.*, true>", loads_128=4, twin=UNALIGNED),
     Rule(r"::(apply|gradient)_kernel<.*, true>", loads_128=4, stores_128=2, twin=UNALIGNED),
     Rule(r"::resident(_backward)?_kernel<.*, true>", loads_128=4, stores_128=2, twin=UNALIGNED),
+    # A lane has two vectors of a head: two heads of x forward, x and dy backward. And as many cosines and sines.
+    Rule(r"::norm_rope(_backward)?_kernel<float, .*, true>", loads_128=4 + 4, stores_128=2),
+    Rule(r"::norm_rope(_backward)?_kernel<__.*, true>", loads_128=4 + 8, stores_128=2),
     # All operands of sampler_step at most: sample, two predictions and four tensors of history.
     Rule(r"::sampler_step_kernel<", loads_128=7, stores_128=1),
 )

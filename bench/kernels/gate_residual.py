@@ -10,7 +10,7 @@ from torch import Tensor
 from bench.kernels.case import DTYPES, Case, Op, Problem
 from fastdiff import reference
 
-SHAPES = {"image tokens": ((1, 4096, 3072), (2, 1024, 1536))}
+SHAPES = {"tokens": ((1, 4096, 3072), (2, 1024, 1536))}
 FORWARD_UNITS = 3  # read x and the residual, write their sum
 BACKWARD_UNITS = 3  # read x and the gradient, write that of x
 OUTPUTS = {"forward": ("total",), "backward": ("dx", "dgate", "dresidual")}

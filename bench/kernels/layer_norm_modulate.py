@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.kernels.case import DTYPES, Case, Op, Problem
 from fastdiff import reference
 
-SHAPES = {"image tokens": ((1, 4096, 3072), (2, 1024, 1536), (8, 256, 1152))}
+SHAPES = {"tokens": ((1, 4096, 3072), (2, 1024, 1536), (8, 256, 1152))}
 FORWARD_UNITS = 4  # read x and the residual, write their sum and y
 BACKWARD_UNITS = 6  # read x, the sum and two gradients, write those of x and of the residual
 OUTPUTS = {"forward": ("y", "total"), "backward": ("dx", "dscale", "dshift", "dgate", "dresidual")}

@@ -18,7 +18,9 @@
 #if defined(FASTDIFF_EMULATED) || defined(FASTDIFF_WITH_CUDA)
 #include "cuda/device_limits.h"
 #include "cuda/group_norm_silu.h"
+#include "cuda/qk_norm_rope.h"
 #include "cuda/sampler_step.h"
+#include "cuda/timestep_embedding.h"
 #endif
 #if defined(FASTDIFF_EMULATED)
 #include "bindings/emulated_memory.h"
@@ -104,10 +106,24 @@ struct CudaLikeBackend {
     run_cuda<Device>("group_norm_silu_backward", p, like, &cuda::group_norm_silu_backward_workspace_bytes,
                      &cuda::group_norm_silu_backward);
   }
+  static void qk_norm_rope(const QkNormRopeParams& p, const Tensor& like) {
+    const Device device(like);
+    [[maybe_unused]] const auto memory = device.memory(p, nullptr, 0);
+    check_launch(cuda::qk_norm_rope(p, device.limits(), device.stream()), "qk_norm_rope");
+  }
+  static void qk_norm_rope_backward(const QkNormRopeBackwardParams& p, const Tensor& like) {
+    run_cuda<Device>("qk_norm_rope_backward", p, like, &cuda::qk_norm_rope_backward_workspace_bytes,
+                     &cuda::qk_norm_rope_backward);
+  }
   static void sampler_step(const SamplerStepParams& p, const Tensor& like) {
     const Device device(like);
     [[maybe_unused]] const auto memory = device.memory(p, nullptr, 0);
     check_launch(cuda::sampler_step(p, device.limits(), device.stream()), "sampler_step");
+  }
+  static void timestep_embedding(const TimestepEmbeddingParams& p, const Tensor& like) {
+    const Device device(like);
+    [[maybe_unused]] const auto memory = device.memory(p, nullptr, 0);
+    check_launch(cuda::timestep_embedding(p, device.stream()), "timestep_embedding");
   }
 };
 

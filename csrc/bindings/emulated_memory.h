@@ -3,7 +3,9 @@
 #pragma once
 
 #include "common/group_norm_silu.h"
+#include "common/qk_norm_rope.h"
 #include "common/sampler_step.h"
+#include "common/timestep_embedding.h"
 #include "emulator/memory.h"
 
 namespace fastdiff::bindings {
@@ -33,6 +35,25 @@ class EmulatedMemory {
   }
 
   // Needs no workspace.
+  EmulatedMemory(const QkNormRopeParams& p, const void*, size_t) {
+    declare_inputs(p);
+    for (const NormRopeHeads* side : {&p.query, &p.key}) write(side->y, dense_bytes(p, side->heads));
+  }
+
+  EmulatedMemory(const QkNormRopeBackwardParams& b, const void* workspace, size_t workspace_bytes) {
+    const QkNormRopeParams& p = b.forward;
+    declare_inputs(p);
+    const auto declare = [&](const NormRopeHeads& side, const NormRopeGradients& gradients) {
+      read(p, side.heads, gradients.dy);
+      write(gradients.dx, dense_bytes(p, side.heads));
+      write(gradients.dweight, p.head_dim * sizeof(float));
+    };
+    declare(p.query, b.query);
+    declare(p.key, b.key);
+    write(workspace, workspace_bytes);
+  }
+
+  // Needs no workspace.
   EmulatedMemory(const SamplerStepParams& p, const void*, size_t) {
     const size_t bytes = p.count * size_of(p.dtype);
     read(p.sample, bytes);
@@ -40,6 +61,12 @@ class EmulatedMemory {
     read(p.uncond_prediction, bytes);
     for (int i = 0; i < p.history_count; i++) read(p.history[i], bytes);
     write(p.result, bytes);
+  }
+
+  // Needs no workspace.
+  EmulatedMemory(const TimestepEmbeddingParams& p, const void*, size_t) {
+    read(p.timestep, p.count * sizeof(double));
+    write(p.embedding, p.count * p.channels * size_of(p.dtype));
   }
 
  private:
@@ -67,6 +94,33 @@ class EmulatedMemory {
     read(p, p.weight, 1);
     read(p, p.bias, 1);
     for (const ChannelVector* per_sample : {&p.time_bias, &p.scale, &p.shift}) read(p, *per_sample, p.batch);
+  }
+
+  static size_t dense_bytes(const QkNormRopeParams& p, int64_t heads) {
+    return p.batch * p.tokens * heads * p.head_dim * size_of(p.dtype);
+  }
+
+  static void read(const QkNormRopeParams& p, int64_t heads, const AttentionOperand& operand) {
+    if (p.batch * p.tokens * heads == 0) return;
+    const int64_t last = (p.batch - 1) * operand.batch_stride + (p.tokens - 1) * operand.token_stride +
+                         (heads - 1) * operand.head_stride + p.head_dim;
+    read(operand.data, last * size_of(p.dtype));
+  }
+
+  static void read(const QkNormRopeParams& p, const RotaryTable& table) {
+    const int64_t rows = p.tokens - p.text_tokens;
+    if (p.batch * rows * p.rotary_dim == 0) return;
+    const int64_t last = (p.batch - 1) * table.batch_stride + (rows - 1) * table.token_stride + p.rotary_dim;
+    read(table.data, last * sizeof(float));
+  }
+
+  static void declare_inputs(const QkNormRopeParams& p) {
+    read(p, p.cos);
+    read(p, p.sin);
+    for (const NormRopeHeads* side : {&p.query, &p.key}) {
+      read(p, side->heads, side->x);
+      if (side->weight) read(side->weight, p.head_dim * size_of(side->weight_dtype));
+    }
   }
 
   emulator::BufferScope scope_;

@@ -17,7 +17,10 @@ bool streams(const QkNormRopeParams& p, const NormRopeHeads& heads, const Pieces
 }
 
 // The queries or the keys, as one thread works on them.
-template <class T, bool kInterleaved>
+// Heads at a time: the chain of one head's mean square hides behind the other's.
+constexpr int kTogether = 4;
+
+template <class T, bool kInterleaved, bool kWhole>
 class Heads {
  public:
   Heads(const QkNormRopeParams& p, const NormRopeHeads& heads, const Pieces& pieces)
@@ -39,12 +42,10 @@ class Heads {
     set_coefficients(sample, token);
     const T* x = head_at<T>(heads_.x, sample, token, 0);
     T* y = static_cast<T*>(heads_.y) + dense_head(params_, heads_.heads, sample, token);
-    for (int64_t head = 0; head < heads_.heads; head++, x += heads_.x.head_stride, y += params_.head_dim) {
-      if (streams_) {
-        run_head<true>(x, y);
-      } else {
-        run_head<false>(x, y);
-      }
+    if (streams_) {
+      run_heads<true>(x, y);
+    } else {
+      run_heads<false>(x, y);
     }
   }
 
@@ -68,20 +69,43 @@ class Heads {
   }
 
   template <bool kStream>
-  void run_head(const T* x, T* y) const {
-    Pack squares = {};
-    for (int i = 0; i < pieces_.count(); i++) {
-      const Pack v = read(x, pieces_[i].offset, pieces_[i].count);
-      squares = squares + v * v;
+  void run_heads(const T* x, T* y) const {
+    const int64_t x_stride = heads_.x.head_stride, y_stride = params_.head_dim;
+    int64_t head = 0;
+    for (; head + kTogether <= heads_.heads; head += kTogether)
+      run_some<kTogether, kStream>(x + head * x_stride, x_stride, y + head * y_stride);
+    for (; head < heads_.heads; head++) run_some<1, kStream>(x + head * x_stride, x_stride, y + head * y_stride);
+  }
+
+  template <int kHeads, bool kStream>
+  FASTDIFF_INLINE void run_some(const T* x, int64_t x_stride, T* y) const {
+    // Copies, which the stores to `y` cannot change: the compiler keeps them in registers.
+    const int count = pieces_.count();
+    const Piece* pieces = &pieces_[0];
+    const float *own_factors = own_, *other_factors = other_;
+    const int64_t y_stride = params_.head_dim;
+    Pack squares[kHeads] = {};
+#pragma GCC unroll 8
+    for (int h = 0; h < kHeads; h++)
+      for (int i = 0; i < count; i++) {
+        const Pack v = read<kWhole>(x + h * x_stride, pieces[i].offset, pieces[i].count);
+        squares[h] = squares[h] + v * v;
+      }
+    Float rstd[kHeads];
+#pragma GCC unroll 8
+    for (int h = 0; h < kHeads; h++) {
+      const float mean_square = sum_of_lanes(squares[h]) / static_cast<float>(params_.head_dim);
+      rstd[h] = broadcast(1 / std::sqrt(mean_square + params_.eps));
     }
-    const float mean_square = sum_of_lanes(squares) / static_cast<float>(params_.head_dim);
-    const Float rstd = broadcast(1 / std::sqrt(mean_square + params_.eps));
-    for (int i = 0; i < pieces_.count(); i++) {
-      const Piece& piece = pieces_[i];
-      const Pack own = read(x, piece.offset, piece.count), other = partner_of<T, kInterleaved>(x, piece, own);
-      write<kStream>(y, piece.offset, piece.count,
-                     (own * rstd) * load_lanes(own_, i) + (other * rstd) * load_lanes(other_, i));
-    }
+    for (int h = 0; h < kHeads; h++, x += x_stride, y += y_stride)
+      for (int i = 0; i < count; i++) {
+        const Piece piece = pieces[i];
+        const Pack own = read<kWhole>(x, piece.offset, piece.count);
+        const Pack other = partner_of<kInterleaved, kWhole>(x, piece, own);
+        write<kWhole, kStream>(
+            y, piece.offset, piece.count,
+            (own * rstd[h]) * load_lanes(own_factors, i) + (other * rstd[h]) * load_lanes(other_factors, i));
+      }
   }
 
   const QkNormRopeParams& params_;
@@ -92,11 +116,10 @@ class Heads {
   Scratch<float> own_, other_;              // of the token at hand
 };
 
-template <class T, bool kInterleaved>
-void run(const QkNormRopeParams& p, const Threads& threads) {
-  const Pieces pieces(p);
+template <class T, bool kInterleaved, bool kWhole>
+void run(const QkNormRopeParams& p, const Pieces& pieces, const Threads& threads) {
   parallel_for(threads, p.batch * p.tokens, [&](int64_t begin, int64_t end) {
-    Heads<T, kInterleaved> query(p, p.query, pieces), key(p, p.key, pieces);
+    Heads<T, kInterleaved, kWhole> query(p, p.query, pieces), key(p, p.key, pieces);
     for (int64_t i = begin; i < end; i++) {
       query.run(i / p.tokens, i % p.tokens);
       key.run(i / p.tokens, i % p.tokens);
@@ -110,9 +133,12 @@ void run(const QkNormRopeParams& p, const Threads& threads) {
 void qk_norm_rope(const QkNormRopeParams& p, const Threads& available) {
   const int64_t elements = p.batch * p.tokens * (p.query.heads + p.key.heads) * p.head_dim;
   const Threads threads{elements < kSerialElements ? 1 : available.count, available.run};
+  const Pieces pieces(p);
   with_element_type(p.dtype, [&](auto element) {
     using T = decltype(element);
-    return p.interleaved ? run<T, true>(p, threads) : run<T, false>(p, threads);
+    if (pieces.whole())
+      return p.interleaved ? run<T, true, true>(p, pieces, threads) : run<T, false, true>(p, pieces, threads);
+    return p.interleaved ? run<T, true, false>(p, pieces, threads) : run<T, false, false>(p, pieces, threads);
   });
 }
 

@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kBlockTokens = 32;
 
 // The queries or the keys, as one thread works on them.
-template <class T, bool kInterleaved>
+template <class T, bool kInterleaved, bool kWhole>
 class Gradients {
  public:
   Gradients(const QkNormRopeParams& p, const NormRopeHeads& heads, const NormRopeGradients& gradients,
@@ -65,23 +65,29 @@ class Gradients {
   }
 
   void run_head(const T* x, const T* dy, T* dx, float* dweight) const {
+    // Copies, which the stores cannot change: the compiler keeps them in registers.
+    const int count = pieces_.count();
+    const Piece* pieces = &pieces_[0];
+    const float *own_factors = own_, *other_factors = other_, *weights = weight_;
+    float* kept_dz = dz_;
     Pack squares = {}, products = {};
-    for (int i = 0; i < pieces_.count(); i++) {
-      const Piece& piece = pieces_[i];
-      const Pack own = read(dy, piece.offset, piece.count), other = partner_of<T, kInterleaved>(dy, piece, own);
-      const Pack v = read(x, piece.offset, piece.count);
-      const Pack dz = own * load_lanes(own_, i) + other * load_lanes(other_, i);
-      store_lanes(dz_, i, dz);
+    for (int i = 0; i < count; i++) {
+      const Piece piece = pieces[i];
+      const Pack own = read<kWhole>(dy, piece.offset, piece.count);
+      const Pack other = partner_of<kInterleaved, kWhole>(dy, piece, own);
+      const Pack v = read<kWhole>(x, piece.offset, piece.count);
+      const Pack dz = own * load_lanes(own_factors, i) + other * load_lanes(other_factors, i);
+      store_lanes(kept_dz, i, dz);
       squares = squares + v * v;
-      products = products + dz * load_lanes(weight_, i) * v;
+      products = products + dz * load_lanes(weights, i) * v;
     }
     const float per_element = 1 / static_cast<float>(params_.head_dim);
     const float rstd = 1 / std::sqrt(sum_of_lanes(squares) * per_element + params_.eps);
-    const Float slope = broadcast(-rstd * (sum_of_lanes(products) * per_element * rstd));
-    for (int i = 0; i < pieces_.count(); i++) {
-      const Piece& piece = pieces_[i];
-      const Pack xhat = read(x, piece.offset, piece.count) * broadcast(rstd), dz = load_lanes(dz_, i);
-      write<false>(dx, piece.offset, piece.count, dz * load_lanes(weight_, i) * broadcast(rstd) + xhat * slope);
+    const Float scale = broadcast(rstd), slope = broadcast(-rstd * (sum_of_lanes(products) * per_element * rstd));
+    for (int i = 0; i < count; i++) {
+      const Piece piece = pieces[i];
+      const Pack xhat = read<kWhole>(x, piece.offset, piece.count) * scale, dz = load_lanes(kept_dz, i);
+      write<kWhole, false>(dx, piece.offset, piece.count, dz * load_lanes(weights, i) * scale + xhat * slope);
       store_lanes(dweight, i, load_lanes(dweight, i) + dz * xhat);
     }
   }
@@ -107,14 +113,13 @@ void sum_blocks(const Pieces& pieces, const float* partials, int64_t blocks, flo
     }
 }
 
-template <class T, bool kInterleaved>
-void run(const QkNormRopeBackwardParams& b, const Threads& threads) {
+template <class T, bool kInterleaved, bool kWhole>
+void run(const QkNormRopeBackwardParams& b, const Pieces& pieces, const Threads& threads) {
   const QkNormRopeParams& p = b.forward;
-  const Pieces pieces(p);
   const int64_t tokens = p.batch * p.tokens, blocks = ceil_div(tokens, kBlockTokens);
   Scratch<float> of_query(blocks * pieces.floats()), of_key(blocks * pieces.floats());
   parallel_for(threads, blocks, [&](int64_t begin, int64_t end) {
-    Gradients<T, kInterleaved> query(p, p.query, b.query, pieces), key(p, p.key, b.key, pieces);
+    Gradients<T, kInterleaved, kWhole> query(p, p.query, b.query, pieces), key(p, p.key, b.key, pieces);
     for (int64_t block = begin; block < end; block++) {
       const int64_t first = block * kBlockTokens, last = minimum(tokens, first + kBlockTokens);
       query.run(first, last, of_query + block * pieces.floats());
@@ -131,9 +136,13 @@ void qk_norm_rope_backward(const QkNormRopeBackwardParams& b, const Threads& ava
   const QkNormRopeParams& p = b.forward;
   const int64_t elements = p.batch * p.tokens * (p.query.heads + p.key.heads) * p.head_dim;
   const Threads threads{elements < kSerialElements ? 1 : available.count, available.run};
+  const Pieces pieces(p);
   with_element_type(p.dtype, [&](auto element) {
     using T = decltype(element);
-    return p.interleaved ? run<T, true>(b, threads) : run<T, false>(b, threads);
+    if (pieces.whole()) {
+      return p.interleaved ? run<T, true, true>(b, pieces, threads) : run<T, false, true>(b, pieces, threads);
+    }
+    return p.interleaved ? run<T, true, false>(b, pieces, threads) : run<T, false, false>(b, pieces, threads);
   });
 }
 

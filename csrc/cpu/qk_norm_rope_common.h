@@ -36,28 +36,32 @@ class Pieces {
   }
 
   int count() const { return count_; }
+  // Whether no piece is shorter than a pack.
+  bool whole() const { return whole_; }
   const Piece& operator[](int index) const { return pieces_[index]; }
   // Of an array that holds a float for each lane of each piece.
   int64_t floats() const { return int64_t{count_} * kPack; }
 
  private:
   void cut(int64_t begin, int64_t end, int64_t to_partner) {
+    whole_ = whole_ && (end - begin) % kPack == 0;
     for (int64_t offset = begin; offset < end; offset += kPack)
       pieces_[count_++] = {offset, static_cast<int>(minimum(kPack, end - offset)), offset + to_partner};
   }
 
   Scratch<Piece> pieces_;
   int count_ = 0;
+  bool whole_ = true;
 };
 
-template <class T>
+template <bool kWhole, class T>
 FASTDIFF_INLINE Pack read(const T* head, int64_t offset, int count) {
-  return count == kPack ? load_pack(head + offset) : load_partial(head + offset, count);
+  return kWhole || count == kPack ? load_pack(head + offset) : load_partial(head + offset, count);
 }
 
-template <bool kStream, class T>
+template <bool kWhole, bool kStream, class T>
 FASTDIFF_INLINE void write(T* head, int64_t offset, int count, Pack v) {
-  if (count == kPack) {
+  if (kWhole || count == kPack) {
     store_pack<kStream>(head + offset, v);
   } else {
     store_partial(head + offset, v, count);
@@ -76,24 +80,33 @@ FASTDIFF_INLINE Pack swap_pairs(Pack v) {
 }
 
 // `own`, read at the piece's offset, with the other half of each of its pairs.
-template <class T, bool kInterleaved>
+template <bool kInterleaved, bool kWhole, class T>
 FASTDIFF_INLINE Pack partner_of(const T* head, const Piece& piece, Pack own) {
   if constexpr (kInterleaved) {
     return swap_pairs<T>(own);
   } else {
-    return read(head, piece.partner, piece.count);
+    return read<kWhole>(head, piece.partner, piece.count);
   }
 }
 
 // What rounds to bfloat16 by addition keeps only NaNs whose low bits are clear; weights and tables may hold any.
 FASTDIFF_INLINE Float canonical(Float v) { return v == v ? v : broadcast(NAN); }
 
+template <int kFirst, size_t... kLane>
+FASTDIFF_INLINE Float every_second_lane(Float low, Float high, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector(low, high, (2 * kLane + kFirst)...);
+}
+
 // kPack floats, arranged as load_pack arranges as many elements of type T.
 template <class T>
 FASTDIFF_INLINE Pack arrange(const float* values) {
-  float lanes[kPack];
-  for (int k = 0; k < kPack; k++) lanes[lane_of<T>(k)] = values[k];
-  return {canonical(load(lanes)), canonical(load(lanes + kLanes))};
+  const Float low = canonical(load(values)), high = canonical(load(values + kLanes));
+  if constexpr (lane_of<T>(1) == kLanes) {
+    constexpr auto lanes = std::make_index_sequence<kLanes>{};
+    return {every_second_lane<0>(low, high, lanes), every_second_lane<1>(low, high, lanes)};
+  } else {
+    return {low, high};
+  }
 }
 
 inline float load_weight(const NormRopeHeads& heads, int64_t index) {

@@ -69,6 +69,7 @@ class Channels {
         std::memcpy(embedding + c, last, (channels_ - c) * sizeof(T));
       }
     }
+    if (channels_ % 2) embedding[channels_ - 1] = T{};
   }
 
  private:

@@ -51,7 +51,7 @@ def qk_norm_rope(
         ValueError: a shape, device or number of tokens that does not fit; a cos or sin that requires a gradient.
     """
     _check(query, key, query_weight, key_weight, cos, sin, text_tokens)
-    if _switch.reference_depth or query.device.type != "cpu":
+    if _switch.reference_depth:
         return reference.qk_norm_rope(
             query,
             key,

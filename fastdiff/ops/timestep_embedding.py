@@ -48,7 +48,7 @@ def timestep_embedding(
         ValueError: a shape or number that does not fit.
     """
     _check(timestep, channels, downscale_freq_shift, max_period, dtype)
-    if _switch.reference_depth or timestep.device.type != "cpu":
+    if _switch.reference_depth:
         return reference.timestep_embedding(
             timestep,
             channels,

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import bench.run
+from bench.kernels import OPS
 from bench.kernels.case import Case
 from bench.kernels.worker import Job, WorkerFailed, run_job
 from bench.timing import Budget
@@ -91,11 +92,11 @@ def test_report_is_one_self_contained_page(finished):
         ([], "required"),
         (["nonsense"], "nonsense"),
         (["kernels", "--device", "tpu"], "tpu"),
-        (["kernels", "--op", "softmax"], "'softmax' is not one of attention, group_norm_silu"),
+        (["kernels", "--op", "softmax"], f"'softmax' is not one of {', '.join(OPS)}"),
         (["kernels", "--dtype", "fp32,fp8"], "'fp8' is not one of fp32, bf16, fp16"),
         (["kernels", "--threads", "0"], "positive integers"),
         (["kernels", "--threads", "two"], "positive integers"),
-        (["kernels", "--shape", "unot"], "'unot' is neither NxCxHxW nor one of cross, self, unet, vae, latent, video"),
+        (["kernels", "--shape", "unot"], "'unot' is neither NxCxHxW nor one of cross, self, tokens"),
         (["kernels", "--op", "group_norm_silu", "--shape", "1x33x4x4"], "multiple of 32"),
         (["kernels", "--op", "group_norm_silu", "--shape", "1x32x4"], "(N, C, H, W), got 3 sizes"),
         (["kernels", "--op", "attention", "--shape", "1x32x4x4"], "(batch, heads, Lq, head_dim, Lkv), got 4 sizes"),

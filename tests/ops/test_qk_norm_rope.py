@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from backends import Backend, backend
+from backends import Backend
 from torch import Tensor
 
 import fastdiff
@@ -20,11 +20,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GRADIENTS = ("dquery", "dkey", "dquery_weight", "dkey_weight")
 # As a float32, rounding to bfloat16 by addition would turn it into a zero.
 NAN_OF_ALL_BITS = struct.unpack("<f", b"\xff\xff\xff\x7f")[0]
-
-
-@pytest.fixture(params=("cpu",))
-def device(request: pytest.FixtureRequest) -> Backend:
-    return backend(request.param)
 
 
 # (batch, tokens, heads, key heads, head_dim, rotary_dim, text tokens)
