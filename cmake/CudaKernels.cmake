@@ -24,6 +24,7 @@ enable_language(CUDA)
 message(STATUS "fastdiff: CUDA kernels for ${CMAKE_CUDA_ARCHITECTURES}")
 
 target_sources(_C PRIVATE
+  csrc/cuda/attention.cu
   csrc/cuda/device_limits.cu
   csrc/cuda/group_norm_silu.cu
   csrc/cuda/qk_norm_rope.cu

@@ -30,7 +30,13 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD_DIRECTORY = ROOT / "build" / f"emulator-torch{torch.__version__}"
 SCHEDULES = ("round_robin", "reverse", "random")
 # Files whose inlined functions stand between a kernel's line and the access it makes.
-_PLUMBING = ("csrc/emulator/", "csrc/cuda/platform.cuh", "/include/cuda_fp16", "/include/cuda_bf16")
+_PLUMBING = (
+    "csrc/emulator/",
+    "csrc/cuda/platform.cuh",
+    "csrc/cuda/ptx.cuh",
+    "/include/cuda_fp16",
+    "/include/cuda_bf16",
+)
 
 
 @dataclass(frozen=True)

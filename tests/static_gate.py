@@ -92,7 +92,8 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Rule:
-    """How many 128-bit global accesses a kernel must have, if its demangled name contains the regular expression.
+    """What a kernel must have at least, if its demangled name contains the regular expression: so many 128-bit global
+    accesses, and so many instructions whose whole names match those of `contains`.
 
     A kernel may also move its small operands by 128 bits. So where `twin`, a pair (text, replacement), turns its name
     into that of a kernel which differs in the width of the accesses in question, only what it has beyond that counts.
@@ -101,6 +102,7 @@ class Rule:
     pattern: str
     loads_128: int = 0
     stores_128: int = 0
+    contains: tuple[tuple[str, int], ...] = ()
     twin: tuple[str, str] | None = None
 
     def twin_of(self, kernel: Kernel, kernels: Iterable[Kernel]) -> Kernel | None:
@@ -129,6 +131,9 @@ def violations(kernel: Kernel, rules: Sequence[Rule], kernels: Sequence[Kernel] 
             found.append(f"has {loads} 128-bit global loads (LDG.128), fewer than {rule.loads_128}")
         if stores < rule.stores_128:
             found.append(f"has {stores} 128-bit global stores (STG.128), fewer than {rule.stores_128}")
+        for pattern, wanted in rule.contains:
+            if (number := kernel.count(pattern)) < wanted:
+                found.append(f"has {number} instructions {pattern}, fewer than {wanted}")
     return found
 
 

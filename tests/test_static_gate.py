@@ -19,7 +19,19 @@ SOURCES = sorted((static_gate.ROOT / "csrc" / "cuda").glob("*.cu"))
 # The last template argument of a kernel that touches activations says whether they are aligned. Four loads are in
 # flight at a time. The unaligned twin loads its affine constants by 128 bits, too: those must not pass for activations.
 UNALIGNED = (", true>(", ", false>(")
+# Tensor cores, the loads of their operands as they lie and transposed, and copies past the registers.
+TENSOR_CORES = (
+    (r"HMMA\.16816\.F32.*", 32),
+    (r"LDSM\.16\.M88\.4", 6),
+    (r"LDSM\.16\.MT88\.4", 8),
+    (r"LDGSTS\..*128", 2),
+)
 RULES = (
+    Rule(r"::attention_(resident|streaming|query_gradient|key_gradients)_kernel<__", 0, 1, TENSOR_CORES),
+    Rule(
+        r"::attention_(streaming|query_gradient|key_gradients)_kernel<float",
+        *(0, 1, ((r"FFMA", 128), (r"LDS\.128", 8), (r"LDGSTS\..*128", 2))),
+    ),
     Rule(r"::(moments|sums)_kernel<.*, true>", loads_128=4, twin=UNALIGNED),
     Rule(r"::(apply|gradient)_kernel<.*, true>", loads_128=4, stores_128=2, twin=UNALIGNED),
     Rule(r"::resident(_backward)?_kernel<.*, true>", loads_128=4, stores_128=2, twin=UNALIGNED),
@@ -118,6 +130,13 @@ def test_only_accesses_beyond_the_twin_count(tmp_path: Path) -> None:
     assert static_gate.violations(aligned, [rule], [aligned, unaligned])
     without_loads = replace(unaligned, instructions=Counter())
     assert not static_gate.violations(aligned, [rule], [aligned, without_loads])
+
+
+def test_missing_instructions_are_rejected(tmp_path: Path) -> None:
+    kernel = planted_kernel("clean", tmp_path)
+    assert not static_gate.violations(kernel, [Rule("planted", contains=((r"LDG\..*", 1),))])
+    (violation,) = static_gate.violations(kernel, [Rule("planted", contains=TENSOR_CORES[:1])])
+    assert "HMMA" in violation
 
 
 def test_kernel_properties_are_read(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@
 #include "common/timestep_embedding.h"
 
 #if defined(FASTDIFF_EMULATED) || defined(FASTDIFF_WITH_CUDA)
+#include "cuda/attention.h"
 #include "cuda/device_limits.h"
 #include "cuda/group_norm_silu.h"
 #include "cuda/qk_norm_rope.h"
@@ -99,6 +100,15 @@ void run_cuda(const char* op, const Params& p, const Tensor& like,
 
 template <class Device>
 struct CudaLikeBackend {
+  static void attention(const AttentionParams& p, const Tensor& like) {
+    const Device device(like);
+    [[maybe_unused]] const auto memory = device.memory(p, nullptr, 0);
+    check_launch(cuda::attention(p, device.limits(), device.stream()), "attention");
+  }
+  static void attention_backward(const AttentionBackwardParams& p, const Tensor& like) {
+    run_cuda<Device>("attention_backward", p, like, &cuda::attention_backward_workspace_bytes,
+                     &cuda::attention_backward);
+  }
   static void group_norm_silu(const GroupNormSiluParams& p, const Tensor& like) {
     run_cuda<Device>("group_norm_silu", p, like, &cuda::group_norm_silu_workspace_bytes, &cuda::group_norm_silu);
   }

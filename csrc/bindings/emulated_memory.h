@@ -2,6 +2,7 @@
 // outside, and any read of a result before it was written.
 #pragma once
 
+#include "common/attention.h"
 #include "common/group_norm_silu.h"
 #include "common/qk_norm_rope.h"
 #include "common/sampler_step.h"
@@ -12,6 +13,25 @@ namespace fastdiff::bindings {
 
 class EmulatedMemory {
  public:
+  // Needs no workspace.
+  EmulatedMemory(const AttentionParams& p, const void*, size_t) {
+    declare_inputs(p);
+    write(p.output, query_bytes(p));
+    write(p.logsumexp, rows(p) * sizeof(float));
+  }
+
+  EmulatedMemory(const AttentionBackwardParams& b, const void* workspace, size_t workspace_bytes) {
+    const AttentionParams& p = b.forward;
+    declare_inputs(p);
+    read(p, p.heads, p.query_length, b.doutput);
+    read(p.output, query_bytes(p));
+    read(p.logsumexp, rows(p) * sizeof(float));
+    write(b.dquery, query_bytes(p));
+    for (void* gradient : {b.dkey, b.dvalue})
+      write(gradient, p.batch * p.kv_length * p.kv_heads * p.head_dim * size_of(p.dtype));
+    write(workspace, workspace_bytes);
+  }
+
   EmulatedMemory(const GroupNormSiluParams& p, const void* workspace, size_t workspace_bytes) {
     declare_inputs(p);
     write(p.y, p.batch * p.channels * p.spatial * element(p));
@@ -94,6 +114,23 @@ class EmulatedMemory {
     read(p, p.weight, 1);
     read(p, p.bias, 1);
     for (const ChannelVector* per_sample : {&p.time_bias, &p.scale, &p.shift}) read(p, *per_sample, p.batch);
+  }
+
+  static size_t rows(const AttentionParams& p) { return p.batch * p.query_length * p.heads; }
+
+  static size_t query_bytes(const AttentionParams& p) { return rows(p) * p.head_dim * size_of(p.dtype); }
+
+  static void read(const AttentionParams& p, int64_t heads, int64_t length, const AttentionOperand& operand) {
+    if (p.batch * length * heads == 0) return;
+    const int64_t last = (p.batch - 1) * operand.batch_stride + (length - 1) * operand.token_stride +
+                         (heads - 1) * operand.head_stride + p.head_dim;
+    read(operand.data, last * size_of(p.dtype));
+  }
+
+  static void declare_inputs(const AttentionParams& p) {
+    read(p, p.heads, p.query_length, p.query);
+    for (const AttentionOperand* operand : {&p.key, &p.value}) read(p, p.kv_heads, p.kv_length, *operand);
+    if (p.kv_lengths) read(p.kv_lengths, p.batch * sizeof(int32_t));
   }
 
   static size_t dense_bytes(const QkNormRopeParams& p, int64_t heads) {

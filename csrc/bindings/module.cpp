@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cpu/kernels.h"
+#include "cuda/attention_plan.h"
 #include "cuda/group_norm_silu_plan.h"
 
 namespace py = pybind11;
@@ -30,16 +31,29 @@ py::dict build_info() {
   return info;
 }
 
-using Planner = fastdiff::cuda::GroupNormSiluPlan (*)(const fastdiff::cuda::GroupNormSiluShape&,
-                                                      const fastdiff::cuda::DeviceLimits&);
+using fastdiff::cuda::DeviceLimits;
+using namespace py::literals;
 
-// How the CUDA kernels would be laid over a device; see csrc/cuda/group_norm_silu_plan.h. For tests.
-template <Planner planner>
-py::dict plan(int64_t batch, int64_t channels, int64_t spatial, int64_t groups, int dtype_bytes, bool channels_last,
-              bool aligned, int sm_count, size_t shared_bytes) {
+// How the CUDA kernels would be laid over a device; see csrc/cuda/*_plan.h. For tests.
+
+template <fastdiff::cuda::AttentionPlan (*planner)(const fastdiff::cuda::AttentionShape&, const DeviceLimits&)>
+py::dict plan_attention(int64_t batch, int64_t heads, int64_t kv_heads, int64_t query_length, int64_t kv_length,
+                        int64_t head_dim, int dtype_bytes, int sm_count, size_t shared_bytes) {
+  const auto p =
+      planner({batch, heads, kv_heads, query_length, kv_length, head_dim, dtype_bytes}, {sm_count, shared_bytes});
+  const auto& layout = p.layout;
+  const py::dict described("depth"_a = layout.depth, "row_stride"_a = layout.row_stride, "parts"_a = layout.parts,
+                           "part_columns"_a = layout.part_columns, "part_stride"_a = layout.part_stride,
+                           "row_lanes"_a = 1 << layout.row_lanes_log2);
+  return py::dict("layout"_a = described, "resident"_a = p.resident, "warps"_a = p.warps, "tile"_a = p.tile,
+                  "splits"_a = p.splits, "grid"_a = p.grid, "shared_bytes"_a = p.shared_bytes);
+}
+
+template <fastdiff::cuda::GroupNormSiluPlan (*planner)(const fastdiff::cuda::GroupNormSiluShape&, const DeviceLimits&)>
+py::dict plan_group_norm_silu(int64_t batch, int64_t channels, int64_t spatial, int64_t groups, int dtype_bytes,
+                              bool channels_last, bool aligned, int sm_count, size_t shared_bytes) {
   const auto p =
       planner({batch, channels, spatial, groups, dtype_bytes, channels_last, aligned}, {sm_count, shared_bytes});
-  using namespace py::literals;
   const py::dict tiling("width"_a = p.tiling.width, "lanes"_a = p.tiling.lanes, "part_size"_a = p.tiling.part_size,
                         "parts"_a = p.tiling.parts, "merge_lanes"_a = p.tiling.merge_lanes);
   return py::dict("tiling"_a = tiling, "resident"_a = p.resident, "vectorised"_a = p.vectorised,
@@ -56,6 +70,9 @@ PYBIND11_MODULE(_C, module) {
     throw py::import_error(error.what());
   }
   module.def("build_info", &build_info);
-  module.def("plan_group_norm_silu", &plan<fastdiff::cuda::plan_group_norm_silu>);
-  module.def("plan_group_norm_silu_backward", &plan<fastdiff::cuda::plan_group_norm_silu_backward>);
+  module.def("plan_attention", &plan_attention<fastdiff::cuda::plan_attention>);
+  module.def("plan_attention_query_gradient", &plan_attention<fastdiff::cuda::plan_attention_query_gradient>);
+  module.def("plan_attention_key_gradients", &plan_attention<fastdiff::cuda::plan_attention_key_gradients>);
+  module.def("plan_group_norm_silu", &plan_group_norm_silu<fastdiff::cuda::plan_group_norm_silu>);
+  module.def("plan_group_norm_silu_backward", &plan_group_norm_silu<fastdiff::cuda::plan_group_norm_silu_backward>);
 }

@@ -29,6 +29,25 @@ void for_each_lane(unsigned mask, Function function) {
   for (; mask; mask &= mask - 1) function(__builtin_ctz(mask));
 }
 
+[[noreturn]] void report_divergence(SourceLine site, SourceLine other, const char* detail) {
+  add_report({Fault::DivergentCollective, "", {nullptr, site}, {nullptr, other}, detail});
+  abandon_launch(cudaErrorLaunchFailure);
+}
+
+void compute_whole_warp(const Pending& pending) {
+  const CollectiveCall& first = *pending.calls[__builtin_ctz(pending.arrived)];
+  if (pending.arrived != ~0u) report_divergence(first.site, {}, "lanes of the warp have exited");
+  std::array<void*, kLanes> parts;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const CollectiveCall& call = *pending.calls[lane];
+    if (call.function != first.function) {
+      report_divergence(call.site, first.site, "lanes of one warp wait in different collectives or masks");
+    }
+    parts[lane] = call.part;
+  }
+  first.function(parts.data());
+}
+
 void compute(Pending& pending, int warp) {
   switch (pending.kind) {
     case CollectiveKind::Shuffle:
@@ -46,6 +65,9 @@ void compute(Pending& pending, int warp) {
     case CollectiveKind::SyncWarp:
       if (pending.arrived == live_lanes(warp)) race_detector_warp_barrier(warp);
       break;
+    case CollectiveKind::WholeWarp:
+      compute_whole_warp(pending);
+      break;
   }
 }
 
@@ -55,11 +77,6 @@ bool complete_if_ready(Pending& pending, int warp) {
   compute(pending, warp);
   for_each_lane(pending.arrived, [&](int lane) { wake(warp * kLanes + lane); });
   return true;
-}
-
-[[noreturn]] void report_divergence(SourceLine site, SourceLine other, const char* detail) {
-  add_report({Fault::DivergentCollective, "", {nullptr, site}, {nullptr, other}, detail});
-  abandon_launch(cudaErrorLaunchFailure);
 }
 
 Pending& join(const CollectiveCall& call, int warp) {

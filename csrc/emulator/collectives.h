@@ -1,4 +1,5 @@
-// Warp collectives: shuffles, votes and __syncwarp. The last lane of the mask to arrive computes for all of them.
+// Warp collectives: shuffles, votes, __syncwarp, and functions of the whole warp. The last lane of the mask to arrive
+// computes for all of them.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,10 @@
 
 namespace fastdiff::emulator {
 
-enum class CollectiveKind : uint8_t { Shuffle, Ballot, SyncWarp };
+enum class CollectiveKind : uint8_t { Shuffle, Ballot, SyncWarp, WholeWarp };
+
+// Computes from and to what each of the 32 lanes has brought along.
+using WarpFunction = void (*)(void* const* lanes);
 
 // One lane's part in a collective; lives on that lane's stack until the collective completes.
 struct CollectiveCall {
@@ -18,6 +22,8 @@ struct CollectiveCall {
   uint64_t value = 0;   // what the lane contributes
   int source_lane = 0;  // Shuffle: the lane whose value it gets
   uint64_t result = 0;
+  WarpFunction function = nullptr;  // WholeWarp: what to compute
+  void* part = nullptr;             // WholeWarp: the lane's part in it
 };
 
 // Waits for the other lanes of the mask, then returns with `result` set.
@@ -45,6 +51,14 @@ inline unsigned ballot(unsigned mask, bool predicate, SourceLine site) {
 // First and last lane of the segment of `width` lanes (a power of two) that holds `lane`.
 inline int first_of_segment(int lane, int width) { return lane & ~(width - 1); }
 inline int last_of_segment(int lane, int width) { return lane | (width - 1); }
+
+// Runs `function` once all 32 lanes have called this; a warp that lacks lanes is reported.
+inline void run_whole_warp(WarpFunction function, void* part, SourceLine site) {
+  CollectiveCall call{CollectiveKind::WholeWarp, 0xffffffffu, site};
+  call.function = function;
+  call.part = part;
+  run_collective(call);
+}
 
 // CUDA's functions. The defaulted last arguments record the place of the call.
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "emulator/async_copies.h"
 #include "emulator/collectives_state.h"
 #include "emulator/race_detector.h"
 #include "emulator/reports.h"
@@ -224,6 +225,7 @@ cudaError_t run_block(const LaunchConfiguration& configuration, const BoundKerne
   builtin = {{}, block_index, dim, configuration.grid};
   race_detector_begin_block();
   reset_collectives();
+  reset_async_copies();
   for (int i = 0; i < b.thread_count; ++i) prepare_thread(i, dim);
   switch_to(b.host, b.threads[b.ready.pop(schedule, random_source)]);
   return b.error;

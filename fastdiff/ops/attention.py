@@ -7,6 +7,9 @@ from fastdiff import _dispatch, _extension, _switch, reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LENGTH_DTYPES = (torch.int32, torch.int64)
+# Of csrc/cuda/attention_plan.h: the keys that stay in shared memory, and the widest head of any kernel.
+RESIDENT_KEYS = 160
+MAX_CUDA_HEAD_DIM = 256
 
 
 def attention(
@@ -20,8 +23,22 @@ def attention(
     """Scaled dot-product attention, ``softmax(scale * query @ key.T) @ value``, self and cross.
 
     The scores never reach memory (FlashAttention, arXiv:2205.14135); they and their sums are float32 for every dtype.
-    On the CPU this is a kernel of ours, whose results do not depend on the number of threads or on the other samples
-    of the batch. On other devices it is PyTorch's own `scaled_dot_product_attention`.
+    Results do not depend on the number of threads or on the other samples of the batch, and gradients are the same in
+    every run.
+
+    On a GPU PyTorch's own `scaled_dot_product_attention` does what it is made for, and promises neither:
+
+    ===================================  ===========================================================================
+    on a GPU                             kernel
+    ===================================  ===========================================================================
+    head_dim above 256                   PyTorch's
+    with kv_lengths                      ours: PyTorch's fast kernels know no padding
+    `use_deterministic_algorithms`       ours: PyTorch's gradients depend on the order of the blocks
+    16 bits, up to 160 keys              ours: keys and values stay in shared memory, padded to 16 and not to 128
+    otherwise (long, or float32)         PyTorch's
+    ===================================  ===========================================================================
+
+    On devices that are neither it is PyTorch's, too.
 
     A NaN in a query or in a key or value that counts makes the queries that meet it NaN, as in PyTorch. A query whose
     scores are all -infinity is NaN, too. What lies beyond `kv_lengths` is never read.
@@ -46,11 +63,23 @@ def attention(
     _check(query, key, value, kv_lengths)
     if scale is None:
         scale = query.shape[-1] ** -0.5
-    if _switch.reference_depth or query.device.type != "cpu":
+    length, head_dim = key.shape[1], query.shape[-1]
+    if _switch.reference_depth or _is_pytorchs(query.device.type, query.dtype, length, head_dim, kv_lengths is not None):
         return reference.attention(query, key, value, scale=scale, kv_lengths=kv_lengths)
     _extension.require()
     lengths = None if kv_lengths is None else kv_lengths.to(torch.int32)
     return _dispatch.call(torch.ops.fastdiff.attention.default, query, key, value, lengths, float(scale))[0]
+
+
+def _is_pytorchs(device_type: str, dtype: torch.dtype, kv_length: int, head_dim: int, padded: bool) -> bool:
+    """The table in the docstring of `attention`."""
+    if device_type == "cpu":
+        return False
+    if device_type != "cuda" or head_dim > MAX_CUDA_HEAD_DIM:
+        return True
+    if padded or torch.are_deterministic_algorithms_enabled():
+        return False
+    return kv_length > RESIDENT_KEYS or dtype == torch.float32
 
 
 def _autocast(*tensors):

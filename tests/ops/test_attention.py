@@ -1,4 +1,4 @@
-"""attention against its definition, on the CPU: the error may be twice that of PyTorch's own attention."""
+"""attention against its definition, on every backend: the error may be twice that of PyTorch's own attention."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import instruction_sets
 import pytest
 import torch
 from accuracy import assert_draws_as_exact
+from backends import Backend
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -29,35 +30,48 @@ SHAPES = [
     (1, 33, 2, 161, 2, 128),
     (2, 9, 2, 320, 2, 160),
     (1, 31, 2, 100, 2, 256),
-    (1, 64, 1, 64, 1, 512),
     (4, 30, 3, 50, 3, 1),
 ]
 
 
-def make(shape, dtype=torch.float32, std=1.0) -> tuple[Tensor, Tensor, Tensor]:
+def make(shape, dtype=torch.float32, std=1.0, device="cpu") -> list[Tensor]:
+    """Query, key and value."""
     batch, queries, heads, keys, kv_heads, head_dim = shape
     sizes = ((batch, queries, heads, head_dim), *((batch, keys, kv_heads, head_dim),) * 2)
-    query, key, value = (torch.randn(size) * std for size in sizes)
-    return query.to(dtype), key.to(dtype), value.to(dtype)
+    return [(torch.randn(size, device=device) * std).to(dtype) for size in sizes]
 
 
-def gradients(function, operands, doutput, dtype=None) -> tuple[Tensor, ...]:
+def run(device: Backend, operands, kv_lengths=None, scale=None) -> tuple[Tensor, Tensor]:
+    """(output, logsumexp)"""
+    lengths = None if kv_lengths is None else kv_lengths.int()
+    with device.run():
+        return device.ops.attention(*operands, lengths, operands[0].shape[-1] ** -0.5 if scale is None else scale)
+
+
+def run_backward(device: Backend, operands, doutput, kv_lengths=None) -> tuple[Tensor, ...]:
+    lengths, scale = None if kv_lengths is None else kv_lengths.int(), operands[0].shape[-1] ** -0.5
+    with device.run():
+        results = device.ops.attention(*operands, lengths, scale)
+        return device.ops.attention_backward(doutput, *operands, *results, lengths, scale)
+
+
+def define_backward(operands, doutput, dtype=None) -> tuple[Tensor, ...]:
     leaves = [operand.detach().to(dtype or operand.dtype).requires_grad_() for operand in operands]
-    return torch.autograd.grad(function(*leaves), leaves, doutput.to(leaves[0].dtype))
+    return torch.autograd.grad(reference.attention(*leaves), leaves, doutput.to(leaves[0].dtype))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_forward_and_backward(dtype, shape) -> None:
+def test_forward_and_backward(device: Backend, dtype, shape) -> None:
     def draw():
-        operands = make(shape, dtype)
-        output = fastdiff.ops.attention(*operands)
+        operands = make(shape, dtype, device=device.device)
+        output, _ = run(device, operands)
         assert output.dtype == dtype and output.is_contiguous()
         exact = reference.attention(*(operand.double() for operand in operands))
         doutput = torch.randn_like(operands[0])
-        ours = gradients(fastdiff.ops.attention, operands, doutput)
-        eager = gradients(reference.attention, operands, doutput)
-        wanted = gradients(reference.attention, operands, doutput, torch.float64)
+        ours = run_backward(device, operands, doutput)
+        eager = define_backward(operands, doutput)
+        wanted = define_backward(operands, doutput, torch.float64)
         results = zip(("dquery", "dkey", "dvalue"), zip(ours, eager, wanted, strict=True), strict=True)
         return {"output": (output, reference.attention(*operands), exact), **dict(results)}
 
@@ -65,50 +79,71 @@ def test_forward_and_backward(dtype, shape) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_large_scores(dtype) -> None:
+def test_wide_head(dtype) -> None:
+    """No limit on the CPU."""
+    operands = make((1, 64, 1, 64, 1, 512), dtype)
+    exact = reference.attention(*(operand.double() for operand in operands))
+    errors = [(f(*operands).double() - exact).abs().max() for f in (fastdiff.ops.attention, reference.attention)]
+    assert errors[0] <= 2 * errors[1] + 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_scores(device: Backend, dtype) -> None:
     """Scores of several hundred: softmax picks few keys, in the first block of keys or in the last.
 
     The rounding of such a score moves the result by far more than that of anything after it, so the largest error is a
     matter of luck; the root of the mean square is not.
     """
-    query, key, value = make((1, 500, 2, 400, 2, 64), dtype, std=6.0)
+    operands = make((1, 500, 2, 400, 2, 64), dtype, 6.0, device.device)
     for scale in (None, 1.0, -0.5):
-        exact = reference.attention(query.double(), key.double(), value.double(), scale=scale)
-        ours = fastdiff.ops.attention(query, key, value, scale=scale)
-        eager = reference.attention(query, key, value, scale=scale)
+        exact = reference.attention(*(operand.double() for operand in operands), scale=scale)
+        ours, _ = run(device, operands, scale=scale)
+        eager = reference.attention(*operands, scale=scale)
         errors = [(result.double() - exact).square().mean().sqrt() for result in (ours, eager)]
         assert errors[0] <= 2 * errors[1] + 1e-6
 
 
-def test_logsumexp() -> None:
-    query, key, value = make((2, 30, 2, 200, 2, 40))
-    _, logsumexp = torch.ops.fastdiff.attention(query, key, value, None, 0.3)
-    scores = torch.einsum("bihd,bjhd->bhij", query.double(), key.double()) * 0.3
-    torch.testing.assert_close(logsumexp.double(), scores.logsumexp(-1), rtol=1e-6, atol=1e-6)
+def test_logsumexp(device: Backend) -> None:
+    for dtype, keys in ((torch.float32, 200), (torch.float16, 100)):
+        operands = query, key, _ = make((2, 30, 2, keys, 2, 40), dtype, device=device.device)
+        _, logsumexp = run(device, operands, scale=0.3)
+        scores = torch.einsum("bihd,bjhd->bhij", query.double(), key.double()) * 0.3
+        torch.testing.assert_close(logsumexp.double(), scores.logsumexp(-1), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_kv_lengths(dtype) -> None:
+@pytest.mark.parametrize("keys", (150, 200))
+def test_kv_lengths(device: Backend, dtype, keys) -> None:
     """What lies beyond a length is never read; a sample without keys gives zeros, and zero gradients."""
-    operands = query, key, value = make((5, 30, 4, 200, 2, 40), dtype)
-    lengths = torch.tensor([0, 1, 77, 161, 200])
+    operands = query, key, value = make((5, 30, 4, keys, 2, 40), dtype, device=device.device)
+    lengths = torch.tensor([0, 1, 77, 141, keys], device=device.device)
     for sample, length in enumerate(lengths.tolist()):
         key[sample, length:] = value[sample, length:] = torch.nan
-    for kv_lengths in (lengths, lengths.int()):
-        output = fastdiff.ops.attention(query, key, value, kv_lengths=kv_lengths)
-        doutput = torch.randn_like(query)
-        ours = gradients(lambda *o: fastdiff.ops.attention(*o, kv_lengths=lengths), operands, doutput)
-        for sample, length in enumerate(lengths.tolist()):
-            alone = [query[sample : sample + 1], key[sample : sample + 1, :length], value[sample : sample + 1, :length]]
-            if length:
-                assert torch.equal(output[sample : sample + 1], fastdiff.ops.attention(*alone))
-                expected = gradients(fastdiff.ops.attention, alone, doutput[sample : sample + 1])
-                assert torch.equal(ours[0][sample : sample + 1], expected[0])
-                assert torch.equal(ours[1][sample : sample + 1, :length], expected[1])
-                assert torch.equal(ours[2][sample : sample + 1, :length], expected[2])
-            else:
-                assert not output[sample].any() and not ours[0][sample].any()
-            assert not ours[1][sample, length:].any() and not ours[2][sample, length:].any()
+    doutput = torch.randn_like(query)
+    output, logsumexp = run(device, operands, lengths)
+    ours = run_backward(device, operands, doutput, lengths)
+    assert not output[0].any() and not ours[0][0].any() and logsumexp[0].eq(-torch.inf).all()
+    for sample, length in enumerate(lengths.tolist()):
+        assert not ours[1][sample, length:].any() and not ours[2][sample, length:].any()
+        if length == 0:
+            continue
+        alone = [query[sample : sample + 1], key[sample : sample + 1, :length], value[sample : sample + 1, :length]]
+        expected = [run(device, alone)[0], *run_backward(device, alone, doutput[sample : sample + 1])]
+        got = [output, ours[0], ours[1][:, :length], ours[2][:, :length]]
+        for result, wanted in zip(got, expected, strict=True):
+            if device.name == "cpu":
+                assert torch.equal(result[sample : sample + 1], wanted)
+            else:  # fewer keys may take another path
+                tolerance = 8 * torch.finfo(dtype).eps
+                torch.testing.assert_close(result[sample : sample + 1], wanted, rtol=tolerance, atol=4 * tolerance)
+
+
+def test_kv_lengths_of_both_dtypes() -> None:
+    operands = make((3, 5, 2, 9, 2, 8))
+    lengths = torch.tensor([0, 4, 9])
+    output = fastdiff.ops.attention(*operands, kv_lengths=lengths)
+    assert torch.equal(output, fastdiff.ops.attention(*operands, kv_lengths=lengths.int()))
+    torch.testing.assert_close(output, reference.attention(*operands, kv_lengths=lengths))
 
 
 def formula(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -126,77 +161,83 @@ def test_definition_is_the_formula() -> None:
     torch.testing.assert_close(output[2:], formula(query[2:], key[2:], value[2:], 0.3))
 
 
-def test_lengths_that_lie_are_harmless() -> None:
+def test_lengths_that_lie_are_harmless(device: Backend) -> None:
     """The raw op reads no key that is not there, whatever it is told."""
-    query, key, value = make((2, 5, 1, 20, 1, 8))
-    lengths = torch.tensor([2**31 - 1, -5], dtype=torch.int32)
-    output, _ = torch.ops.fastdiff.attention(query, key, value, lengths, 0.5)
-    assert torch.equal(output[:1], fastdiff.ops.attention(query[:1], key[:1], value[:1], scale=0.5))
+    operands = make((2, 5, 1, 20, 1, 8), device=device.device)
+    lengths = torch.tensor([2**31 - 1, -5], dtype=torch.int32, device=device.device)
+    output, _ = run(device, operands, lengths)
+    assert torch.equal(output[:1], run(device, [operand[:1] for operand in operands])[0])
     assert not output[1].any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_slices_are_read_in_place(dtype) -> None:
-    fused = torch.randn(2, 40, 3, 4, 40 + 8).to(dtype)[..., 3:43]
-    operands = [fused[:, :, i] for i in range(3)]
-    assert torch.equal(fastdiff.ops.attention(*operands), fastdiff.ops.attention(*(o.contiguous() for o in operands)))
+@pytest.mark.parametrize("keys", (40, 200))
+def test_slices_are_read_in_place(device: Backend, dtype, keys) -> None:
+    query = torch.randn(2, 40, 4, 56, device=device.device).to(dtype)[..., 3:43]
+    fused = torch.randn(2, keys, 2, 4, 40 + 8, device=device.device).to(dtype)[..., 3:43]
+    operands = [query, fused[:, :, 0], fused[:, :, 1]]
+    dense = [operand.contiguous() for operand in operands]
+    assert torch.equal(run(device, operands)[0], run(device, dense)[0])
     scattered = [o.transpose(1, 3).contiguous().transpose(1, 3) for o in operands]
     assert scattered[0].stride(3) != 1
-    assert torch.equal(fastdiff.ops.attention(*scattered), fastdiff.ops.attention(*operands))
-    doutput = torch.randn(2, 4, 40, 40).to(dtype).transpose(1, 2)
-    for ours, dense in zip(
-        gradients(fastdiff.ops.attention, operands, doutput),
-        gradients(fastdiff.ops.attention, [o.contiguous() for o in operands], doutput.contiguous()),
-        strict=True,
-    ):
-        assert torch.equal(ours, dense)
+    assert torch.equal(run(device, scattered)[0], run(device, dense)[0])
+    doutput = torch.randn(2, 4, 40, 40, device=device.device).to(dtype).transpose(1, 2)
+    ours, wanted = run_backward(device, operands, doutput), run_backward(device, dense, doutput.contiguous())
+    assert all(map(torch.equal, ours, wanted))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_sample_does_not_depend_on_its_batch(dtype) -> None:
-    operands = make((6, 50, 2, 170, 2, 40), dtype)
-    whole = fastdiff.ops.attention(*operands)
+@pytest.mark.parametrize("keys", (77, 170))
+def test_sample_does_not_depend_on_its_batch(device: Backend, dtype, keys) -> None:
+    operands = make((6, 50, 2, keys, 2, 40), dtype, device=device.device)
+    doutput = torch.randn_like(operands[0])
+    whole = [run(device, operands)[0], *run_backward(device, operands, doutput)]
     for i in (0, 4):
-        assert torch.equal(whole[i : i + 1], fastdiff.ops.attention(*(o[i : i + 1] for o in operands)))
+        alone = [operand[i : i + 1] for operand in operands]
+        results = [run(device, alone)[0], *run_backward(device, alone, doutput[i : i + 1])]
+        assert all(torch.equal(result, of_all[i : i + 1]) for result, of_all in zip(results, whole, strict=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nan_and_infinity_stay_in_their_query(dtype) -> None:
+@pytest.mark.parametrize("keys", (100, 300))
+def test_nan_and_infinity_stay_in_their_query(device: Backend, dtype, keys) -> None:
     for bad in (torch.nan, torch.inf):
-        query, key, value = make((1, 60, 2, 300, 2, 40), dtype)
-        clean = fastdiff.ops.attention(query, key, value)
+        query, key, value = make((1, 60, 2, keys, 2, 40), dtype, device=device.device)
+        clean, _ = run(device, (query, key, value))
         query[0, 30, 1, 7] = bad
-        output = fastdiff.ops.attention(query, key, value)
+        output, _ = run(device, (query, key, value))
         assert output[0, 30, 1].isnan().all()
         output[0, 30, 1] = clean[0, 30, 1]
         assert torch.equal(output, clean)
-    key[0, 299, 0, 3] = torch.nan
+    key[0, keys - 1, 0, 3] = torch.nan
     value[0, 5, 1, 3] = torch.nan
-    output = fastdiff.ops.attention(query, key, value)
+    output, _ = run(device, (query, key, value))
     assert output[0, :, 0].isnan().all()
     assert output[0, :, 1, 3].isnan().all()
+    assert not output[0, :30, 1, 4:].isnan().any()
 
 
-def test_scores_of_minus_infinity() -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("keys", (150, 200))
+def test_scores_of_minus_infinity(device: Backend, dtype, keys) -> None:
     """A key whose score is -infinity counts for nothing; a query with no other key is NaN, as in PyTorch."""
-    query, key, value = make((1, 4, 1, 200, 1, 8))
-    query = query.abs()
-    key[0, :199, 0, 0] = -torch.inf
-    output = fastdiff.ops.attention(query, key, value)
-    torch.testing.assert_close(output, value[:, 199:].expand(1, 4, 1, 8))
-    key[0, 199, 0, 0] = -torch.inf
-    assert fastdiff.ops.attention(query, key, value).isnan().all()
+    query, key, value = make((1, 4, 1, keys, 1, 8), dtype, device=device.device)
+    query = query.abs() + 0.1
+    key[0, : keys - 1, 0, 0] = -torch.inf
+    output, _ = run(device, (query, key, value))
+    torch.testing.assert_close(output, value[:, keys - 1 :].expand(1, 4, 1, 8))
+    key[0, keys - 1, 0, 0] = -torch.inf
+    assert run(device, (query, key, value))[0].isnan().all()
 
 
-def test_empty() -> None:
-    for shape in ((0, 3, 2, 4, 2, 8), (2, 0, 2, 4, 2, 8)):
-        operands = make(shape)
-        output = fastdiff.ops.attention(*operands)
-        assert output.shape == operands[0].shape
-        for gradient, operand in zip(gradients(fastdiff.ops.attention, operands, output), operands, strict=True):
+def test_empty(device: Backend) -> None:
+    for shape in ((0, 3, 2, 4, 2, 8), (2, 0, 2, 4, 2, 8), (2, 3, 2, 0, 2, 8)):
+        operands = make(shape, device=device.device)
+        results = device.ops.attention(*operands, None, 1.0)  # perhaps nothing is launched
+        assert results[0].shape == operands[0].shape and not results[0].any()
+        gradients = device.ops.attention_backward(operands[0], *operands, *results, None, 1.0)
+        for gradient, operand in zip(gradients, operands, strict=True):
             assert gradient.shape == operand.shape and not gradient.any()
-    query, key, value = make((2, 3, 2, 0, 2, 8))
-    assert not fastdiff.ops.attention(query, key, value).any()
 
 
 def test_same_bits_for_any_thread_count() -> None:
@@ -223,7 +264,33 @@ print(digest.hexdigest())
 
 @pytest.mark.parametrize("isa", fastdiff.build_info().get("cpu_isas_built", []))
 def test_every_instruction_set(isa) -> None:
-    instruction_sets.run_tests(isa, __file__, "forward or large or lengths or infinity")
+    instruction_sets.run_tests(isa, __file__, "forward or wide or large or lengths or infinity")
+
+
+@pytest.mark.parametrize(
+    ("device_type", "dtype", "kv_length", "head_dim", "padded", "expected"),
+    [
+        ("cpu", torch.float32, 4096, 512, False, False),
+        ("mps", torch.float16, 77, 64, False, True),
+        ("cuda", torch.float16, 77, 64, False, False),
+        ("cuda", torch.bfloat16, 160, 128, False, False),
+        ("cuda", torch.bfloat16, 161, 128, False, True),
+        ("cuda", torch.bfloat16, 4096, 128, True, False),
+        ("cuda", torch.float32, 77, 64, False, True),
+        ("cuda", torch.float32, 77, 64, True, False),
+        ("cuda", torch.float16, 77, 264, True, True),
+    ],
+)
+def test_which_kernel_on_which_device(device_type, dtype, kv_length, head_dim, padded, expected) -> None:
+    arguments = (device_type, dtype, kv_length, head_dim, padded)
+    # The module, which the function of the same name hides.
+    is_pytorchs = sys.modules["fastdiff.ops.attention"]._is_pytorchs
+    assert is_pytorchs(*arguments) == expected
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert is_pytorchs(*arguments) == (expected and (device_type == "mps" or head_dim > 256))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 # ---- torch's own contracts -------------------------------------------------------------------------------------------
@@ -267,7 +334,7 @@ def test_export() -> None:
             return fastdiff.ops.attention(query, key, value)
 
     operands = make((1, 6, 2, 9, 2, 8))
-    program = torch.export.export(Block(), operands)
+    program = torch.export.export(Block(), tuple(operands))
     assert torch.equal(program.module()(*operands), fastdiff.ops.attention(*operands))
 
 
