@@ -20,7 +20,7 @@ import fastdiff
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fastdiff"
 # Ops that run PyTorch's own kernel on a GPU.
-TORCH_ON_A_GPU = {"attention", "gate_residual", "geglu", "layer_norm_modulate"}
+TORCH_ON_A_GPU = {"gate_residual", "geglu", "layer_norm_modulate"}
 OPS = sorted(path.stem for path in (PACKAGE / "reference").glob("*.py") if path.stem != "__init__")
 
 # What each part of the package may import; those not named here are the foundations, free for all.

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "cuda/platform.cuh"
+#include "cuda/ptx.cuh"
 
 namespace fastdiff {
 namespace {
@@ -188,6 +189,72 @@ __global__ void broadcast_then_write(float* data) {
   data[threadIdx.x] = data[threadIdx.x] + value;
 }
 
+// An asynchronous copy to where others still read.
+template <bool kFaulty>
+__global__ void async_copy_too_early(float* data) {
+  __shared__ float values[kThreads];
+  values[threadIdx.x] = data[threadIdx.x];
+  __syncthreads();
+  const float value = values[(threadIdx.x + 1) % kThreads];
+  if (!kFaulty) __syncthreads();
+  const int part = static_cast<int>(threadIdx.x) - 3 * kThreads / 4;
+  if (part >= 0) {
+    copy_async(values + 4 * part, data + 4 * part, true);  // fault: write-after-read
+  }
+  commit_copies();
+  wait_for_copies<0>();
+  __syncthreads();
+  data[threadIdx.x] = value + values[threadIdx.x];
+}
+
+// A copy that is read before it was waited for; the second half of it is zeros.
+template <bool kFaulty>
+__global__ void async_copy_unfinished(float* data) {
+  __shared__ float values[kThreads];
+  if (threadIdx.x < kThreads / 4) {
+    copy_async(values + 4 * threadIdx.x, data + 4 * threadIdx.x, threadIdx.x < kThreads / 8);
+  }
+  commit_copies();
+  commit_copies();  // an empty group
+  wait_for_copies<kFaulty ? 2 : 1>();
+  __syncthreads();
+  data[threadIdx.x] = values[threadIdx.x];
+}
+
+// A lane is missing where the whole warp must come.
+template <bool kFaulty>
+__global__ void missing_lane(float* data) {
+  __shared__ uint32_t words[kThreads][4];
+  for (uint32_t& word : words[threadIdx.x]) word = 0;
+  __syncthreads();
+  if (kFaulty && threadIdx.x == 3) return;
+  uint32_t r[4];
+  load_matrices(r, words[threadIdx.x]);  // fault: divergent-collective
+  data[threadIdx.x] = static_cast<float>(r[0]);
+}
+
+constexpr int kRows = 16, kDepth = 16, kColumns = 8;
+
+// Rows 0 to 7 of a (16, 16) times b (16, 8), or rows 8 to 15, where a[i][k] = 16 i + k and b[k][j] = (8 k + j) % 7 - 3.
+template <typename T, bool kLower>
+__global__ void matrix_product(float* data) {
+  __shared__ T a[kRows][kDepth];
+  __shared__ T b[kDepth][kColumns];
+  for (int i = threadIdx.x; i < kRows * kDepth; i += kThreads) a[i / kDepth][i % kDepth] = T(static_cast<float>(i));
+  for (int i = threadIdx.x; i < kDepth * kColumns; i += kThreads) {
+    b[i / kColumns][i % kColumns] = T(static_cast<float>(i % 7 - 3));
+  }
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  const int lane = static_cast<int>(threadIdx.x);
+  uint32_t left[4], right[4];
+  load_matrices(left, &a[lane % 16][lane / 16 * 8]);
+  load_matrices_transposed(right, b[lane % 16]);
+  float d[4] = {};
+  multiply_matrices<T>(d, left, {right[0], right[1]});
+  for (int i = 0; i < 2; ++i) data[lane / 4 * kColumns + lane % 4 * 2 + i] = d[kLower ? 2 + i : i];
+}
+
 // The sum over the block in every thread, by warp shuffles and one exchange through shared memory.
 __global__ void block_sum(float* data) {
   __shared__ float partial[kThreads / 32];
@@ -240,6 +307,11 @@ const NamedKernel kKernels[] = {
     {"cross_block", cross_block<true>, cross_block<false>, 2},
     {"warp_exchange", warp_exchange<true>, warp_exchange<false>},
     {"broadcast_then_write", broadcast_then_write<true>, broadcast_then_write<false>},
+    {"async_copy_too_early", async_copy_too_early<true>, async_copy_too_early<false>},
+    {"async_copy_unfinished", async_copy_unfinished<true>, async_copy_unfinished<false>},
+    {"missing_lane", missing_lane<true>, missing_lane<false>},
+    {"matrix_product_of_halves", matrix_product<__half, true>, matrix_product<__half, false>},
+    {"matrix_product_of_bfloat16", matrix_product<__nv_bfloat16, true>, matrix_product<__nv_bfloat16, false>},
     {"block_sum", nullptr, block_sum},
     {"collectives", nullptr, collectives},
 };

@@ -30,7 +30,7 @@ def planted_faults() -> dict[str, tuple[str, int]]:
 
 
 FAULTS = planted_faults()
-PAIRS = [*FAULTS, "divergent_collective", "cross_block"]
+PAIRS = [*FAULTS, "divergent_collective", "cross_block", "async_copy_unfinished"]
 RACES = [name for name, (kind, _) in FAULTS.items() if kind.endswith(("write", "read")) and kind != "stale-read"]
 
 
@@ -172,6 +172,8 @@ def test_results(kernels: SelfTest, schedule: str, seed: int) -> None:
         "uninitialised_read": VALUES[::-1],
         "warp_exchange": VALUES,
         "block_sum": np.full(64, VALUES.sum()),
+        "async_copy_too_early": np.roll(VALUES, -1) + VALUES,
+        "async_copy_unfinished": np.where(np.arange(64) < 32, VALUES, 0),
     }
     for name, result in expected.items():
         _, data, _ = kernels.run(name, faulty=False, schedule=schedule, seed=seed)
@@ -198,6 +200,22 @@ def test_collectives(kernels: SelfTest, schedule: str) -> None:
     up = np.where(lane % 16 == 0, lane, lane - 1)
     expected = 10 * (100 * (100 * shuffled + up) + 10) + (lane % 3 == 0)
     np.testing.assert_array_equal(data[:32], expected)
+
+
+def test_unfinished_copy_is_nan(kernels: SelfTest) -> None:
+    """It is no race: the barrier is there, and the copy is made, but later."""
+    _, data, session = kernels.run("async_copy_unfinished", faulty=True)
+    assert session.reports == []
+    assert np.isnan(data).all()
+
+
+@pytest.mark.parametrize("schedule", emulation.SCHEDULES)
+@pytest.mark.parametrize("elements", ("halves", "bfloat16"))
+def test_matrix_product(kernels: SelfTest, elements: str, schedule: str) -> None:
+    a = np.arange(256).reshape(16, 16)
+    b = (np.arange(128) % 7 - 3).reshape(16, 8)
+    halves = [kernels.run(f"matrix_product_of_{elements}", lower, schedule=schedule)[1] for lower in (False, True)]
+    np.testing.assert_array_equal(np.concatenate(halves).reshape(16, 8), a @ b)
 
 
 @pytest.mark.parametrize("which", range(3), ids=["empty grid", "oversized block", "too much shared memory"])
