@@ -63,8 +63,8 @@ def attention(
     _check(query, key, value, kv_lengths)
     if scale is None:
         scale = query.shape[-1] ** -0.5
-    length, head_dim = key.shape[1], query.shape[-1]
-    if _switch.reference_depth or _is_pytorchs(query.device.type, query.dtype, length, head_dim, kv_lengths is not None):
+    padded = kv_lengths is not None
+    if _switch.reference_depth or _is_pytorchs(query.device.type, query.dtype, key.shape[1], query.shape[-1], padded):
         return reference.attention(query, key, value, scale=scale, kv_lengths=kv_lengths)
     _extension.require()
     lengths = None if kv_lengths is None else kv_lengths.to(torch.int32)
