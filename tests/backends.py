@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import emulation
 import pytest
 import torch
 
 import fastdiff
+from fastdiff import _dispatch
 
 BACKENDS = ("cpu", "cuda-emulated", "cuda")
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Where a test runs. `elements` bounds the tensors it can afford: the emulator runs a million threads a second."""
+    """Where a test runs: by `ops`, the raw operators, or by the public functions of fastdiff.ops inside `run`.
+
+    `elements` bounds the tensors it can afford: the emulator runs a million threads a second.
+    """
 
     name: str
     device: str
@@ -31,10 +37,22 @@ class Backend:
         if self.name != "cuda-emulated":
             yield
             return
-        with emulation.load().session() as session:
+        with emulation.load().session() as session, mock.patch.object(_dispatch, "call", _call_emulated):
             yield
         assert session.reports == [], "\n".join(map(str, session.reports))
         assert session.launches > 0
+
+
+def _call_emulated(op: torch._ops.OpOverload, *arguments: Any) -> Any:
+    """The emulator's operator of the same name, with the gradient that the op's own module defines."""
+    name = op._schema.name.removeprefix("fastdiff::")
+    function = getattr(emulation.load().ops, name)
+    if name.endswith("_backward"):
+        return function(*arguments)
+    module = sys.modules[f"fastdiff.ops.{name}"]
+    members = {"forward": function, "setup_context": module._setup_context, "backward": module._backward}
+    differentiable = type(name, (torch.autograd.Function,), {key: staticmethod(m) for key, m in members.items()})
+    return differentiable.apply(*arguments)
 
 
 def backend(name: str) -> Backend:

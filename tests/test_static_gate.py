@@ -38,6 +38,17 @@ RULES = (
     # A lane has two vectors of a head: two heads of x forward, x and dy backward. And as many cosines and sines.
     Rule(r"::norm_rope(_backward)?_kernel<float, .*, true>", loads_128=4 + 4, stores_128=2),
     Rule(r"::norm_rope(_backward)?_kernel<__.*, true>", loads_128=4 + 8, stores_128=2),
+    # Their alignment is known at run time: without a twin, modulations of 128 bits count, too.
+    Rule(r"::geglu_kernel<", loads_128=2, stores_128=1),
+    Rule(r"::geglu_backward_kernel<", loads_128=3, stores_128=2),
+    Rule(r"::gate_residual_kernel<", loads_128=3, stores_128=1),
+    Rule(r"::gate_residual_backward_kernel<", loads_128=3, stores_128=1),
+    Rule(r"::gate_residual_sums_kernel<", loads_128=2),
+    # Four vectors of x, residual and gate are loaded; four of the sum and of y are stored.
+    Rule(r"::layer_norm_modulate_kernel<.*, 4>", loads_128=12, stores_128=8),
+    Rule(r"::layer_norm_modulate_kernel<.*, 0>", loads_128=3, stores_128=2),
+    Rule(r"::layer_norm_modulate_backward_kernel<", loads_128=6, stores_128=2),
+    Rule(r"::layer_norm_modulate_sums_kernel<", loads_128=4),
     # All operands of sampler_step at most: sample, two predictions and four tensors of history.
     Rule(r"::sampler_step_kernel<", loads_128=7, stores_128=1),
 )

@@ -18,7 +18,10 @@
 #if defined(FASTDIFF_EMULATED) || defined(FASTDIFF_WITH_CUDA)
 #include "cuda/attention.h"
 #include "cuda/device_limits.h"
+#include "cuda/gate_residual.h"
+#include "cuda/geglu.h"
 #include "cuda/group_norm_silu.h"
+#include "cuda/layer_norm_modulate.h"
 #include "cuda/qk_norm_rope.h"
 #include "cuda/sampler_step.h"
 #include "cuda/timestep_embedding.h"
@@ -109,12 +112,40 @@ struct CudaLikeBackend {
     run_cuda<Device>("attention_backward", p, like, &cuda::attention_backward_workspace_bytes,
                      &cuda::attention_backward);
   }
+  static void gate_residual(const GateResidualParams& p, const Tensor& like) {
+    const Device device(like);
+    [[maybe_unused]] const auto memory = device.memory(p, nullptr, 0);
+    check_launch(cuda::gate_residual(p, device.stream()), "gate_residual");
+  }
+  static void gate_residual_backward(const GateResidualBackwardParams& p, const Tensor& like) {
+    run_cuda<Device>("gate_residual_backward", p, like, &cuda::gate_residual_backward_workspace_bytes,
+                     &cuda::gate_residual_backward);
+  }
+  static void geglu(const GegluParams& p, const Tensor& like) {
+    const Device device(like);
+    [[maybe_unused]] const auto memory = device.memory(p, nullptr, 0);
+    check_launch(cuda::geglu(p, device.stream()), "geglu");
+  }
+  static void geglu_backward(const GegluBackwardParams& p, const Tensor& like) {
+    const Device device(like);
+    [[maybe_unused]] const auto memory = device.memory(p, nullptr, 0);
+    check_launch(cuda::geglu_backward(p, device.stream()), "geglu_backward");
+  }
   static void group_norm_silu(const GroupNormSiluParams& p, const Tensor& like) {
     run_cuda<Device>("group_norm_silu", p, like, &cuda::group_norm_silu_workspace_bytes, &cuda::group_norm_silu);
   }
   static void group_norm_silu_backward(const GroupNormSiluBackwardParams& p, const Tensor& like) {
     run_cuda<Device>("group_norm_silu_backward", p, like, &cuda::group_norm_silu_backward_workspace_bytes,
                      &cuda::group_norm_silu_backward);
+  }
+  static void layer_norm_modulate(const LayerNormModulateParams& p, const Tensor& like) {
+    const Device device(like);
+    [[maybe_unused]] const auto memory = device.memory(p, nullptr, 0);
+    check_launch(cuda::layer_norm_modulate(p, device.stream()), "layer_norm_modulate");
+  }
+  static void layer_norm_modulate_backward(const LayerNormModulateBackwardParams& p, const Tensor& like) {
+    run_cuda<Device>("layer_norm_modulate_backward", p, like, &cuda::layer_norm_modulate_backward_workspace_bytes,
+                     &cuda::layer_norm_modulate_backward);
   }
   static void qk_norm_rope(const QkNormRopeParams& p, const Tensor& like) {
     const Device device(like);

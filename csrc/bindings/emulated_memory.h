@@ -3,7 +3,9 @@
 #pragma once
 
 #include "common/attention.h"
+#include "common/geglu.h"
 #include "common/group_norm_silu.h"
+#include "common/layer_norm_modulate.h"
 #include "common/qk_norm_rope.h"
 #include "common/sampler_step.h"
 #include "common/timestep_embedding.h"
@@ -32,6 +34,35 @@ class EmulatedMemory {
     write(workspace, workspace_bytes);
   }
 
+  // Needs no workspace.
+  EmulatedMemory(const GateResidualParams& p, const void*, size_t) {
+    declare_inputs(p);
+    write(p.sum, elements(p) * size_of(p.dtype));
+  }
+
+  EmulatedMemory(const GateResidualBackwardParams& b, const void* workspace, size_t workspace_bytes) {
+    const GateResidualParams& p = b.forward;
+    declare_inputs(p);
+    read(p, b.dsum);
+    write(b.dx, elements(p) * size_of(p.dtype));
+    write(b.dgate, gradient_bytes(p, p.gate));
+    write(workspace, workspace_bytes);
+  }
+
+  // Needs no workspace.
+  EmulatedMemory(const GegluParams& p, const void*, size_t) {
+    read(p, p.x, p.x_row_stride, 2 * p.features);
+    write(p.y, p.rows * p.features * size_of(p.dtype));
+  }
+
+  // Needs no workspace.
+  EmulatedMemory(const GegluBackwardParams& b, const void*, size_t) {
+    const GegluParams& p = b.forward;
+    read(p, p.x, p.x_row_stride, 2 * p.features);
+    read(p, b.dy, b.dy_row_stride, p.features);
+    write(b.dx, 2 * p.rows * p.features * size_of(p.dtype));
+  }
+
   EmulatedMemory(const GroupNormSiluParams& p, const void* workspace, size_t workspace_bytes) {
     declare_inputs(p);
     write(p.y, p.batch * p.channels * p.spatial * element(p));
@@ -51,6 +82,28 @@ class EmulatedMemory {
     write(b.dweight, channel_bytes);
     write(b.dbias, channel_bytes);
     for (const float* per_sample : {b.dtime_bias, b.dscale, b.dshift}) write(per_sample, p.batch * channel_bytes);
+    write(workspace, workspace_bytes);
+  }
+
+  // Needs no workspace.
+  EmulatedMemory(const LayerNormModulateParams& p, const void*, size_t) {
+    declare_inputs(p);
+    const size_t tokens = p.input.batch * p.input.tokens;
+    for (const void* output : {p.input.sum, p.y}) write(output, elements(p.input) * size_of(p.input.dtype));
+    for (const float* statistic : {p.mean, p.rstd}) write(statistic, tokens * sizeof(float));
+  }
+
+  EmulatedMemory(const LayerNormModulateBackwardParams& b, const void* workspace, size_t workspace_bytes) {
+    const LayerNormModulateParams& p = b.forward;
+    declare_inputs(p);
+    for (const TokenOperand* operand : {&b.normalised, &b.dy, &b.dsum}) read(p.input, *operand);
+    const size_t tokens = p.input.batch * p.input.tokens;
+    for (const float* statistic : {p.mean, p.rstd}) read(statistic, tokens * sizeof(float));
+    for (const void* gradient : {b.dresidual, b.dx}) write(gradient, elements(p.input) * size_of(p.input.dtype));
+    write(b.dgate, gradient_bytes(p.input, p.input.gate));
+    write(b.dscale, gradient_bytes(p.input, p.scale));
+    write(b.dshift, gradient_bytes(p.input, p.shift));
+    for (const float* gradient : {b.dweight, b.dbias}) write(gradient, p.input.channels * sizeof(float));
     write(workspace, workspace_bytes);
   }
 
@@ -131,6 +184,32 @@ class EmulatedMemory {
     read(p, p.heads, p.query_length, p.query);
     for (const AttentionOperand* operand : {&p.key, &p.value}) read(p, p.kv_heads, p.kv_length, *operand);
     if (p.kv_lengths) read(p.kv_lengths, p.batch * sizeof(int32_t));
+  }
+
+  static size_t elements(const GateResidualParams& p) { return p.batch * p.tokens * p.channels; }
+
+  // Of the float32 gradient of a modulation.
+  static size_t gradient_bytes(const GateResidualParams& p, const TokenOperand& operand) {
+    return p.batch * (operand.per_token ? p.tokens : 1) * p.channels * sizeof(float);
+  }
+
+  static void read(const GateResidualParams& p, const TokenOperand& operand) {
+    if (!operand.data || elements(p) == 0) return;
+    const int64_t last = (p.batch - 1) * operand.batch_stride + (p.tokens - 1) * operand.token_stride + p.channels;
+    read(operand.data, last * size_of(operand.dtype));
+  }
+
+  static void declare_inputs(const GateResidualParams& p) {
+    for (const TokenOperand* operand : {&p.x, &p.residual, &p.gate}) read(p, *operand);
+  }
+
+  static void declare_inputs(const LayerNormModulateParams& p) {
+    declare_inputs(p.input);
+    for (const TokenOperand* operand : {&p.scale, &p.shift, &p.weight, &p.bias}) read(p.input, *operand);
+  }
+
+  static void read(const GegluParams& p, const void* data, int64_t row_stride, int64_t columns) {
+    if (p.rows * p.features) read(data, ((p.rows - 1) * row_stride + columns) * size_of(p.dtype));
   }
 
   static size_t dense_bytes(const QkNormRopeParams& p, int64_t heads) {

@@ -110,6 +110,6 @@ void implement(torch::stable::detail::StableLibrary& library) {
 
 }  // namespace
 
-FASTDIFF_REGISTER_CPU(define, implement)
+FASTDIFF_REGISTER(define, implement)
 
 }  // namespace fastdiff::bindings

@@ -44,7 +44,8 @@ class TokenOperands {
       return strided(copies_.back(), name, last);
     }
     const auto stride = [&](int64_t dim) { return dim < last && tensor.size(dim) > 1 ? tensor.stride(dim) : 0; };
-    return {tensor.const_data_ptr(), dtype_of(tensor, name), stride(0), stride(1)};
+    const bool per_token = last > 1 && tensor.size(1) > 1;
+    return {tensor.const_data_ptr(), dtype_of(tensor, name), stride(0), stride(1), per_token};
   }
 
   const char* op_;

@@ -17,8 +17,7 @@ struct TokenOperand {
   DType dtype = DType::Float32;
   int64_t batch_stride = 0;  // elements
   int64_t token_stride = 0;
-
-  bool per_token() const { return token_stride != 0; }
+  bool per_token = false;  // each token has a gradient of its own, even where the stride is 0
 };
 
 struct GateResidualParams {

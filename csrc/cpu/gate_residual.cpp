@@ -28,7 +28,7 @@ class Rows {
     gate_.move_to(sample, token);
     const T *dsum = row_of<T>(params_.dsum, sample, token), *x = row_of<T>(forward_.x, sample, token);
     T* dx = dense_row<T>(params_.dx, forward_, sample, token);
-    float* dgate = forward_.gate.per_token() && params_.dgate
+    float* dgate = forward_.gate.per_token && params_.dgate
                        ? params_.dgate + (sample * forward_.tokens + token) * forward_.channels
                        : nullptr;
     for_each_pack(forward_.channels, [&](int64_t i, int count) FASTDIFF_INLINE_LAMBDA {
@@ -50,7 +50,7 @@ void run_backward(const GateResidualBackwardParams& b, const Threads& threads) {
   const GateResidualParams& p = b.forward;
   TokenSums<T, 1> sums(p);
   sums.collect(threads, [&] { return Rows<T>(b); });
-  if (!b.dgate || p.gate.per_token()) return;
+  if (!b.dgate || p.gate.per_token) return;
   sums.for_each(threads, [&](int64_t sample, int64_t channel, const double* sum) {
     b.dgate[sample * p.channels + channel] = static_cast<float>(sum[0]);
   });

@@ -47,9 +47,9 @@ class Rows {
 
   // Adds to the sums over tokens, and works out mean(g) and mean(g * n).
   void sum_gradients(int64_t at, float* const* sums) {
-    const bool per_token = forward_.scale.per_token();
+    const bool per_token = forward_.scale.per_token;
     float* dscale = per_token && params_.dscale ? params_.dscale + at * input_.channels : nullptr;
-    float* dshift = forward_.shift.per_token() && params_.dshift ? params_.dshift + at * input_.channels : nullptr;
+    float* dshift = forward_.shift.per_token && params_.dshift ? params_.dshift + at * input_.channels : nullptr;
     Pack total = {}, products = {};
     for_each_pack(input_.channels, [&](int64_t i, int count) FASTDIFF_INLINE_LAMBDA {
       const Pack dy = read(dy_, i, count), n = normalised(i, count), scaled = dy * (scale_[i] + broadcast(1));
@@ -71,7 +71,7 @@ class Rows {
     T* dx = gate_ ? dense_row<T>(params_.dx, input_, sample, token) : nullptr;
     const T* x = gate_ ? row_of<T>(input_.x, sample, token) : nullptr;
     const T* dsum = params_.dsum.data ? row_of<T>(params_.dsum, sample, token) : nullptr;
-    float* dgate = input_.gate.per_token() && params_.dgate
+    float* dgate = input_.gate.per_token && params_.dgate
                        ? params_.dgate + (sample * input_.tokens + token) * input_.channels
                        : nullptr;
     for_each_pack(input_.channels, [&](int64_t i, int count) FASTDIFF_INLINE_LAMBDA {
@@ -114,13 +114,13 @@ void run(const LayerNormModulateBackwardParams& b, const Threads& threads) {
   for (int64_t c = 0; c < channels; c++) of_weight[c] = of_bias[c] = 0;
   token_sums.for_each(threads, [&](int64_t sample, int64_t c, const double* sums) {
     const int64_t at = sample * channels + c;
-    const bool per_token = p.scale.per_token();
+    const bool per_token = p.scale.per_token;
     const double gradient = sums[kOfGradient], product = sums[kOfProduct];
     const double weight = value_of(p.weight, 0, c, 1), bias = value_of(p.bias, 0, c, 0);
     const double factor = per_token ? 1.0 : 1.0 + value_of(p.scale, sample, c, 0);
     if (b.dscale && !per_token) b.dscale[at] = static_cast<float>(weight * product + bias * gradient);
-    if (b.dshift && !p.shift.per_token()) b.dshift[at] = static_cast<float>(gradient);
-    if (b.dgate && !p.input.gate.per_token()) b.dgate[at] = static_cast<float>(sums[kOfGate]);
+    if (b.dshift && !p.shift.per_token) b.dshift[at] = static_cast<float>(gradient);
+    if (b.dgate && !p.input.gate.per_token) b.dgate[at] = static_cast<float>(sums[kOfGate]);
     of_weight[c] += factor * product;
     of_bias[c] += factor * gradient;
   });

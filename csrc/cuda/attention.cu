@@ -7,6 +7,7 @@
 #include "cuda/attention_backward.cuh"
 #include "cuda/attention_forward.cuh"
 #include "cuda/attention_plan.h"
+#include "cuda/launcher.h"
 #include "cuda/platform.cuh"
 
 namespace fastdiff::cuda {
@@ -23,13 +24,11 @@ AttentionShape shape_of(const AttentionParams& params) {
 }
 
 bool is_aligned(const AttentionParams& params, std::initializer_list<AttentionOperand> operands) {
-  const int64_t bytes = static_cast<int64_t>(size_of(params.dtype));
-  int64_t bits = params.head_dim * bytes;
   for (const AttentionOperand& operand : operands) {
-    bits |= static_cast<int64_t>(reinterpret_cast<uintptr_t>(operand.data));
-    for (int64_t stride : {operand.batch_stride, operand.token_stride, operand.head_stride}) bits |= stride * bytes;
+    const auto strides = {params.head_dim, operand.batch_stride, operand.token_stride, operand.head_stride};
+    if (!is_aligned_to_vectors(operand.data, params.dtype, strides)) return false;
   }
-  return bits % 16 == 0;
+  return true;
 }
 
 template <int kValue>
@@ -44,14 +43,7 @@ cudaError_t with_kernel(DType dtype, const AttentionLayout& layout, const Run& r
     }
     return run(element, Constant<kMaxPartColumns / kTileColumns>{});
   };
-  switch (dtype) {
-    case DType::Float32:
-      return with_part(float{});
-    case DType::BFloat16:
-      return with_part(__nv_bfloat16{});
-    default:
-      return with_part(__half{});
-  }
+  return with_dtype(dtype, with_part);
 }
 
 cudaError_t run_forward(const AttentionParams& params, const AttentionPlan& plan, cudaStream_t stream) {
@@ -85,9 +77,9 @@ constexpr int kGradientTiles = (sizeof(T) == 4 ? 16 : 32) / kTileColumns;
 
 cudaError_t run_delta(const AttentionBackwardParams& params, float* delta, cudaStream_t stream) {
   const AttentionParams& forward = params.forward;
-  const int64_t rows = forward.batch * forward.query_length * forward.heads, warps = kDeltaThreads / kWarpSize;
-  return with_kernel(forward.dtype, {}, [&](auto element, auto) {
-    return launch(attention_delta_kernel<decltype(element)>, dim3(static_cast<unsigned>((rows + warps - 1) / warps)),
+  const int64_t rows = forward.batch * forward.query_length * forward.heads;
+  return with_dtype(forward.dtype, [&](auto element) {
+    return launch(attention_delta_kernel<decltype(element)>, grid_for(rows, kDeltaThreads / kWarpSize),
                   dim3(kDeltaThreads), 0, stream, params, delta);
   });
 }
@@ -102,17 +94,40 @@ cudaError_t run_query_gradient(const AttentionBackwardParams& params, const Atte
   });
 }
 
-cudaError_t run_key_gradients(const AttentionBackwardParams& params, const AttentionPlan& plan, const float* delta,
-                              cudaStream_t stream) {
-  return with_kernel(params.forward.dtype, plan.layout, [&](auto element, auto tiles) {
-    using T = decltype(element);
-    return launch(attention_key_gradients_kernel<T, decltype(tiles)::value, kGradientTiles<T>>,
-                  dim3(static_cast<unsigned>(plan.grid)), dim3(plan.warps * kWarpSize), plan.shared_bytes, stream,
-                  params, plan.layout, delta);
-  });
+int64_t elements_of_keys(const AttentionParams& params) {
+  return params.batch * params.kv_length * params.kv_heads * params.head_dim;
 }
 
-const char* text_of(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+// The workspace: delta, then the partial sums of dkey and dvalue where there are any.
+size_t delta_floats(const AttentionParams& params) {
+  return static_cast<size_t>(params.batch * params.heads * params.query_length);
+}
+
+size_t partial_floats(const AttentionParams& params, const AttentionPlan& plan) {
+  return plan.splits > 1 ? static_cast<size_t>(plan.splits * elements_of_keys(params)) : 0;
+}
+
+cudaError_t run_key_gradients(const AttentionBackwardParams& params, const AttentionPlan& plan, float* delta,
+                              cudaStream_t stream) {
+  const AttentionParams& forward = params.forward;
+  const dim3 grid(static_cast<unsigned>(plan.grid), static_cast<unsigned>(plan.splits));
+  KeyGradientPartials partials = {nullptr, nullptr};
+  if (plan.splits > 1) {
+    partials.dkey = delta + delta_floats(forward);
+    partials.dvalue = partials.dkey + partial_floats(forward, plan);
+  }
+  return with_kernel(forward.dtype, plan.layout, [&](auto element, auto tiles) {
+    using T = decltype(element);
+    const cudaError_t error =
+        launch(attention_key_gradients_kernel<T, decltype(tiles)::value, kGradientTiles<T>>, grid,
+               dim3(plan.warps * kWarpSize), plan.shared_bytes, stream, params, plan.layout, delta, partials);
+    if (error != cudaSuccess || plan.splits == 1) return error;
+    dim3 merge_grid = grid_for(elements_of_keys(forward), kMergeGradientsThreads);
+    merge_grid.y = 2;
+    return launch(merge_key_gradients_kernel<T>, merge_grid, dim3(kMergeGradientsThreads), 0, stream, params, partials,
+                  static_cast<int>(plan.splits));
+  });
+}
 
 }  // namespace
 
@@ -123,9 +138,10 @@ const char* attention(const AttentionParams& params, const DeviceLimits& limits,
   return text_of(run_forward(params, plan, static_cast<cudaStream_t>(stream)));
 }
 
-size_t attention_backward_workspace_bytes(const AttentionBackwardParams& params, const DeviceLimits&) {
+size_t attention_backward_workspace_bytes(const AttentionBackwardParams& params, const DeviceLimits& limits) {
   const AttentionParams& forward = params.forward;
-  return static_cast<size_t>(forward.batch * forward.heads * forward.query_length) * sizeof(float);
+  const AttentionPlan keys = plan_attention_key_gradients(shape_of(forward), limits);
+  return (delta_floats(forward) + 2 * partial_floats(forward, keys)) * sizeof(float);
 }
 
 const char* attention_backward(const AttentionBackwardParams& params, const DeviceLimits& limits, void* workspace,
@@ -137,11 +153,10 @@ const char* attention_backward(const AttentionBackwardParams& params, const Devi
   AttentionPlan queries = plan_attention_query_gradient(shape_of(forward), limits);
   AttentionPlan keys = plan_attention_key_gradients(shape_of(forward), limits);
   queries.layout.aligned = keys.layout.aligned = aligned;
-  cudaError_t error = cudaSuccess;
-  if (queries.grid > 0) error = run_delta(params, delta, cuda_stream);
-  if (error == cudaSuccess && queries.grid > 0) error = run_query_gradient(params, queries, delta, cuda_stream);
-  if (error == cudaSuccess && keys.grid > 0) error = run_key_gradients(params, keys, delta, cuda_stream);
-  return text_of(error);
+  return text_of(
+      in_order([&] { return queries.grid > 0 ? run_delta(params, delta, cuda_stream) : cudaSuccess; },
+               [&] { return queries.grid > 0 ? run_query_gradient(params, queries, delta, cuda_stream) : cudaSuccess; },
+               [&] { return keys.grid > 0 ? run_key_gradients(params, keys, delta, cuda_stream) : cudaSuccess; }));
 }
 
 }  // namespace fastdiff::cuda

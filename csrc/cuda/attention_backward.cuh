@@ -3,7 +3,8 @@
 //   delta = sum over head_dim of doutput * output,   ds = p * (dp - delta),
 //   dvalue = p^T doutput,   dquery = scale * ds key,   dkey = scale * ds^T query.
 //
-// A block owns the rows of its gradients and streams the other side past them, so sums have one order: no atomics.
+// A block owns the rows of its gradients and streams the other side past them, so sums have one order: no atomics. Of a
+// few keys several blocks have the same rows and a range of queries each; merge_key_gradients_kernel adds them up.
 //
 //   Dao, Fu, Ermon, Rudra and Re, "FlashAttention" (arXiv:2205.14135), appendix B.2
 #pragma once
@@ -158,17 +159,42 @@ __global__ void __launch_bounds__(kAttentionWarps* kWarpSize, 2)
   write_gradient(params.dquery, forward.heads, forward.query_length, block, first, dquery, own_queries, layout);
 }
 
+// Sums over some of the queries, (splits, batch, kv_length, kv_heads, head_dim); null where one block has them all.
+struct KeyGradientPartials {
+  float* dkey;
+  float* dvalue;
+};
+
+// Writes a warp's 16 rows of a partial sum. `rows` of them exist.
+template <int kTiles>
+__device__ __forceinline__ void write_partial(float* to, int64_t row_stride, int64_t rows, Columns columns,
+                                              int head_dim, const Fragment<kTiles>& fragment) {
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+    if (j * kTileColumns >= columns.count) break;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = fragment_row() + i / 2 * 8;
+      const int column = columns.first + j * kTileColumns + fragment_column() + i % 2;
+      if (row < rows && column < head_dim) to[row * row_stride + column] = fragment.values[j][i];
+    }
+  }
+}
+
 // dkey and dvalue: a block has keys with their values, and streams the queries of all heads that they serve, with their
 // doutput. Everything is transposed: rows are keys.
 template <typename T, int kTiles, int kQueryTiles>
 __global__ void __launch_bounds__(kAttentionWarps* kWarpSize, 2)
-    attention_key_gradients_kernel(AttentionBackwardParams params, AttentionLayout layout, const float* delta) {
+    attention_key_gradients_kernel(AttentionBackwardParams params, AttentionLayout layout, const float* delta,
+                                   KeyGradientPartials partials) {
   constexpr int kQueries = kQueryTiles * kTileColumns;
   const AttentionParams& forward = params.forward;
   const HeadBlock block = head_block(layout, forward.kv_heads, forward.kv_length);
   const int64_t keys = keys_of(forward, block.sample), group = forward.heads / forward.kv_heads;
   const int64_t head_tiles = (forward.query_length + kQueries - 1) / kQueries;
-  const int64_t tiles = block.first < keys ? group * head_tiles : 0;
+  // The tiles of all heads, one after the other, divided among the blocks of one column of the grid.
+  const int64_t share = (group * head_tiles + gridDim.y - 1) / gridDim.y, first_tile = blockIdx.y * share;
+  const int64_t end_tile = block.first < keys ? min(first_tile + share, group * head_tiles) : first_tile;
   const int stride = layout.row_stride, warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int rows = static_cast<int>(blockDim.x) / kWarpSize * kWarpRows;
 
@@ -177,7 +203,7 @@ __global__ void __launch_bounds__(kAttentionWarps* kWarpSize, 2)
   T* value_tile = key_tile + rows * stride;
   float* scratch = reinterpret_cast<float*>(value_tile + rows * stride) + warp * kScratchFloats<T, kQueryTiles>;
   const auto load_queries = [&](int64_t tile) {
-    if (tile < tiles) {
+    if (tile < end_tile) {
       const int64_t head = block.head * group + tile / head_tiles;
       stream.load(tile, head_rows<T>(forward.query, block.sample, head, forward.query_length),
                   head_rows<T>(params.doutput, block.sample, head, forward.query_length), tile % head_tiles * kQueries,
@@ -189,13 +215,13 @@ __global__ void __launch_bounds__(kAttentionWarps* kWarpSize, 2)
             {0, layout.depth}, layout, copiers_of_block());
   load_tile(value_tile, stride, head_rows<T>(forward.value, block.sample, block.head, keys), block.first, rows,
             {0, layout.depth}, layout, copiers_of_block());
-  load_queries(0);
+  load_queries(first_tile);
 
   const int64_t first = block.first + warp * kWarpRows;
   Fragment<kTiles> dkey = {}, dvalue = {};
   T* own_keys = key_tile + warp * kWarpRows * stride;
   T* own_values = value_tile + warp * kWarpRows * stride;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
+  for (int64_t tile = first_tile; tile < end_tile; ++tile) {
     load_queries(tile + 1);
     wait_for_copies<planted<Mutation::MissingWait> ? 2 : 1>();
     if constexpr (!planted<Mutation::MissingBarrierBeforeRead>) __syncthreads();
@@ -227,13 +253,39 @@ __global__ void __launch_bounds__(kAttentionWarps* kWarpSize, 2)
                            scratch);
     if constexpr (!planted<Mutation::MissingBarrierBeforeWrite>) __syncthreads();
   }
-  if (tiles == 0) {  // nobody has waited for the keys yet, in whose place the gradient goes
+  if (end_tile <= first_tile) {  // nobody has waited for the keys yet, in whose place the gradient goes
     wait_for_copies<0>();
     __syncthreads();
   }
   scale_fragment(dkey, forward.scale);
+  if (partials.dkey != nullptr) {
+    const int64_t row = (blockIdx.y * forward.batch + block.sample) * forward.kv_length + first;
+    const int64_t place = (row * forward.kv_heads + block.head) * forward.head_dim;
+    const int64_t row_stride = forward.kv_heads * forward.head_dim, count = forward.kv_length - first;
+    write_partial(partials.dkey + place, row_stride, count, block.columns, layout.head_dim, dkey);
+    write_partial(partials.dvalue + place, row_stride, count, block.columns, layout.head_dim, dvalue);
+    return;
+  }
   write_gradient(params.dkey, forward.kv_heads, forward.kv_length, block, first, dkey, own_keys, layout);
   write_gradient(params.dvalue, forward.kv_heads, forward.kv_length, block, first, dvalue, own_values, layout);
+}
+
+constexpr int kMergeGradientsThreads = 256;
+
+// A thread adds up one element of dkey (blockIdx.y == 0) or dvalue.
+template <typename T>
+__global__ void __launch_bounds__(kMergeGradientsThreads)
+    merge_key_gradients_kernel(AttentionBackwardParams params, KeyGradientPartials partials, int splits) {
+  const AttentionParams& forward = params.forward;
+  const int64_t count = forward.batch * forward.kv_length * forward.kv_heads * forward.head_dim;
+  const int64_t index = int64_t{blockIdx.x} * kMergeGradientsThreads + threadIdx.x;
+  if (index >= count) return;
+  const float* partial = blockIdx.y == 0 ? partials.dkey : partials.dvalue;
+  T* gradient = static_cast<T*>(blockIdx.y == 0 ? params.dkey : params.dvalue);
+  float sum = 0.0f;
+  for (int64_t split = planted<Mutation::WrongSplitMerge> ? 1 : 0; split < splits; ++split)
+    sum += partial[split * count + index];
+  gradient[index] = from_float<T>(sum);
 }
 
 }  // namespace fastdiff::cuda

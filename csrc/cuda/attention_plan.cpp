@@ -98,7 +98,10 @@ AttentionPlan plan_attention_query_gradient(const AttentionShape& shape, const D
 }
 
 AttentionPlan plan_attention_key_gradients(const AttentionShape& shape, const DeviceLimits& limits) {
-  return plan_gradient(shape, shape.kv_heads, shape.kv_length, limits);
+  AttentionPlan plan = plan_gradient(shape, shape.kv_heads, shape.kv_length, limits);
+  const int64_t tiles = ceil_div(shape.query_length, plan.tile) * (shape.heads / shape.kv_heads);
+  if (shape.kv_length <= kFewKeys) plan.splits = std::max<int64_t>(ceil_div(tiles, kTilesOfSplit), 1);
+  return plan;
 }
 
 }  // namespace fastdiff::cuda

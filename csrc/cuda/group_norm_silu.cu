@@ -5,6 +5,7 @@
 #include "cuda/group_norm_silu_backward.cuh"
 #include "cuda/group_norm_silu_forward.cuh"
 #include "cuda/group_norm_silu_plan.h"
+#include "cuda/launcher.h"
 #include "cuda/platform.cuh"
 
 namespace fastdiff::cuda {
@@ -14,13 +15,8 @@ namespace {
 static_assert(sizeof(Moments) == 8 && sizeof(Affine) == 16 && sizeof(Sums) == 12 && sizeof(GradientTerms) == 8 &&
               sizeof(WeightGradients) == 8);
 
-bool is_aligned(const void* data, int64_t stride_bytes, int64_t batch_stride_bytes) {
-  constexpr int64_t kMask = 15;
-  return ((static_cast<int64_t>(reinterpret_cast<uintptr_t>(data)) | stride_bytes | batch_stride_bytes) & kMask) == 0;
-}
-
-bool is_aligned(const Activation& activation, int64_t dtype_bytes) {
-  return is_aligned(activation.data, activation.stride * dtype_bytes, activation.batch_stride * dtype_bytes);
+bool is_aligned(const Activation& activation, DType dtype) {
+  return is_aligned_to_vectors(activation.data, dtype, {activation.stride, activation.batch_stride});
 }
 
 GroupNormSiluShape shape_of(const GroupNormSiluParams& params, bool aligned) {
@@ -29,15 +25,14 @@ GroupNormSiluShape shape_of(const GroupNormSiluParams& params, bool aligned) {
 }
 
 GroupNormSiluPlan plan_of(const GroupNormSiluParams& params, const DeviceLimits& limits) {
-  const int64_t bytes = size_of(params.dtype);
-  const bool aligned = is_aligned(params.x, bytes) && is_aligned(params.y, 0, 0);
+  const bool aligned = is_aligned(params.x, params.dtype) && is_aligned_to_vectors(params.y, params.dtype);
   return plan_group_norm_silu(shape_of(params, aligned), limits);
 }
 
 GroupNormSiluPlan plan_of(const GroupNormSiluBackwardParams& params, const DeviceLimits& limits) {
-  const int64_t bytes = size_of(params.forward.dtype);
+  const DType dtype = params.forward.dtype;
   const bool aligned =
-      is_aligned(params.forward.x, bytes) && is_aligned(params.dy, bytes) && is_aligned(params.dx, 0, 0);
+      is_aligned(params.forward.x, dtype) && is_aligned(params.dy, dtype) && is_aligned_to_vectors(params.dx, dtype);
   return plan_group_norm_silu_backward(shape_of(params.forward, aligned), limits);
 }
 
@@ -73,27 +68,9 @@ cudaError_t with_layout(bool channels_last, bool aligned, Run run) {
 
 template <typename Run>
 cudaError_t with_variant(const GroupNormSiluParams& params, const GroupNormSiluPlan& plan, Run run) {
-  switch (params.dtype) {
-    case DType::Float32:
-      return with_layout<float>(params.channels_last, plan.vectorised, run);
-    case DType::BFloat16:
-      return with_layout<__nv_bfloat16>(params.channels_last, plan.vectorised, run);
-    default:
-      return with_layout<__half>(params.channels_last, plan.vectorised, run);
-  }
-}
-
-// A grid with at least one thread for each of `count` items.
-dim3 grid_for(int64_t count) {
-  return dim3(static_cast<unsigned>((count + kStreamingThreads - 1) / kStreamingThreads));
-}
-
-// Calls the launches one after the other until one fails.
-template <typename... Launches>
-cudaError_t in_order(Launches... launches) {
-  cudaError_t error = cudaSuccess;
-  static_cast<void>((((error = launches()) == cudaSuccess) && ...));
-  return error;
+  return with_dtype(params.dtype, [&](auto element) {
+    return with_layout<decltype(element)>(params.channels_last, plan.vectorised, run);
+  });
 }
 
 template <typename V>
@@ -143,7 +120,10 @@ cudaError_t run_backward(V, const GroupNormSiluBackwardParams& params, const Gro
   GradientTerms* terms = workspace.take<GradientTerms>(rows);
   const dim3 groups(static_cast<unsigned>(forward.batch * forward.groups));
   return in_order(
-      [&] { return launch(affine_kernel, grid_for(rows), dim3(kStreamingThreads), 0, stream, forward, affines); },
+      [&] {
+        return launch(affine_kernel, grid_for(rows, kStreamingThreads), dim3(kStreamingThreads), 0, stream, forward,
+                      affines);
+      },
       [&] {
         return launch(sums_kernel<T, V::channels_last, V::aligned>, grid, block, 0, stream, params, plan.tiling,
                       affines, partials);
@@ -167,14 +147,13 @@ cudaError_t clear_gradients(const GroupNormSiluBackwardParams& params, cudaStrea
   const int64_t channels = params.forward.channels, rows = params.forward.batch * channels;
   const auto clear = [&](float* gradient, int64_t count) {
     if (gradient == nullptr || count == 0) return cudaSuccess;
-    return launch(clear_kernel, grid_for(count), dim3(kStreamingThreads), 0, stream, gradient, count);
+    return launch(clear_kernel, grid_for(count, kStreamingThreads), dim3(kStreamingThreads), 0, stream, gradient,
+                  count);
   };
   return in_order([&] { return clear(params.dweight, channels); }, [&] { return clear(params.dbias, channels); },
                   [&] { return clear(params.dtime_bias, rows); }, [&] { return clear(params.dscale, rows); },
                   [&] { return clear(params.dshift, rows); });
 }
-
-const char* text_of(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
 }  // namespace
 
@@ -210,8 +189,9 @@ const char* group_norm_silu_backward(const GroupNormSiluBackwardParams& params, 
     return run_backward(variant, params, plan, memory, weight_gradients, cuda_stream);
   });
   if (error != cudaSuccess || weight_gradients == nullptr) return text_of(error);
-  return text_of(launch(weight_gradient_kernel, grid_for(forward.channels), dim3(kStreamingThreads), 0, cuda_stream,
-                        weight_gradients, forward.batch, forward.channels, params.dweight, params.dbias));
+  return text_of(launch(weight_gradient_kernel, grid_for(forward.channels, kStreamingThreads), dim3(kStreamingThreads),
+                        0, cuda_stream, weight_gradients, forward.batch, forward.channels, params.dweight,
+                        params.dbias));
 }
 
 }  // namespace fastdiff::cuda

@@ -5,26 +5,13 @@
 #include "cuda/group_norm_silu_plan.h"
 #include "cuda/mutations.cuh"
 #include "cuda/platform.cuh"
+#include "cuda/quotient.cuh"
 #include "cuda/team.cuh"
 #include "cuda/vector.cuh"
 
 namespace fastdiff::cuda {
 
 static_assert(kChannelsLastLanes == kTeamRows);
-
-// Whole and fractional part of a division, in 32 bits where they suffice: a 64-bit division is a subroutine.
-struct Quotient {
-  int64_t whole;
-  int64_t rest;
-};
-
-__device__ __forceinline__ Quotient divide(int64_t a, int64_t b) {
-  if (((a | b) >> 32) == 0) {
-    const uint32_t narrow_a = static_cast<uint32_t>(a), narrow_b = static_cast<uint32_t>(b);
-    return {narrow_a / narrow_b, narrow_a % narrow_b};
-  }
-  return {a / b, a % b};
-}
 
 // The vectors of one lane: `count` of them, `vector_step` apart. Those of a channels-first unit lie on along space,
 // so that the last may be cut short; those of a channels-last unit all hold the same channels.

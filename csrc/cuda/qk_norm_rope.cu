@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <initializer_list>
 #include <type_traits>
 
+#include "cuda/launcher.h"
 #include "cuda/platform.cuh"
 #include "cuda/qk_norm_rope_backward.cuh"
 #include "cuda/qk_norm_rope_forward.cuh"
@@ -21,20 +21,12 @@ constexpr int64_t kBackwardBlocks = 3;
 // Rows of shared memory of the element-wise backward pass: what every GPU gives a block without being asked.
 constexpr int64_t kElementSharedBytes = 48 * 1024;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-bool is_aligned(const void* data, int64_t element_bytes, std::initializer_list<int64_t> strides) {
-  int64_t bits = static_cast<int64_t>(reinterpret_cast<uintptr_t>(data));
-  for (int64_t stride : strides) bits |= stride * element_bytes;
-  return bits % 16 == 0;
-}
-
 bool is_aligned(const AttentionOperand& operand, DType dtype) {
-  return is_aligned(operand.data, size_of(dtype), {operand.batch_stride, operand.token_stride, operand.head_stride});
+  return is_aligned_to_vectors(operand.data, dtype, {operand.batch_stride, operand.token_stride, operand.head_stride});
 }
 
 bool is_aligned(const RotaryTable& table) {
-  return is_aligned(table.data, sizeof(float), {table.batch_stride, table.token_stride});
+  return is_aligned_to_vectors(table.data, DType::Float32, {table.batch_stride, table.token_stride});
 }
 
 bool is_aligned(const QkNormRopeParams& params) {
@@ -70,18 +62,6 @@ cudaError_t with_flags(bool interleaved, bool aligned, const Run& run) {
   using No = std::false_type;
   if (interleaved) return aligned ? run(T{}, Yes{}, Yes{}) : run(T{}, Yes{}, No{});
   return aligned ? run(T{}, No{}, Yes{}) : run(T{}, No{}, No{});
-}
-
-template <typename Run>
-cudaError_t with_dtype(DType dtype, const Run& run) {
-  switch (dtype) {
-    case DType::Float32:
-      return run(float{});
-    case DType::BFloat16:
-      return run(__nv_bfloat16{});
-    default:
-      return run(__half{});
-  }
 }
 
 cudaError_t run_forward(const QkNormRopeParams& params, cudaStream_t stream) {
@@ -149,8 +129,6 @@ cudaError_t run_backward(const QkNormRopeBackwardParams& params, const BackwardP
     });
   });
 }
-
-const char* text_of(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
 }  // namespace
 

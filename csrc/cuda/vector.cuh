@@ -107,6 +107,28 @@ __device__ __forceinline__ void store_vector(T* address, const float (&values)[k
   }
 }
 
+// The same where alignment is known at run time only. A kernel whose arithmetic is small saves a variant of itself.
+template <typename T>
+__device__ __forceinline__ void load_floats(const T* address, int valid, bool aligned,
+                                            float (&values)[kVectorWidth<T>]) {
+  if (aligned) {
+    unpack<T>(load_vector<T, true>(address, valid), values);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVectorWidth<T>; ++i) values[i] = i < valid ? to_float(address[i]) : 0.0f;
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void store_floats(T* address, const float (&values)[kVectorWidth<T>], int valid,
+                                             bool aligned) {
+  if (aligned) {
+    store_vector<T, true>(address, values, valid);
+  } else {
+    store_vector<T, false>(address, values, valid);
+  }
+}
+
 // One element of an array whose type is known at run time only.
 __device__ __forceinline__ float load_element(const void* data, int64_t index, DType dtype) {
   switch (dtype) {

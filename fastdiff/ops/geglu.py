@@ -14,7 +14,6 @@ def geglu(x: Tensor, *, approximate: str = "none") -> Tensor:
 
     The gated activation of transformer blocks' feed-forward layers (GLU Variants Improve Transformer,
     arXiv:2002.05202). Arithmetic is float32 for every dtype, rounded once. NaN gives NaN.
-    On the CPU this is a kernel of ours; on other devices it is PyTorch's own operators.
 
     Args:
         x: (..., 2 * F) float32, bfloat16 or float16: hidden, then gate. Any strides; read in place where the last one
@@ -36,7 +35,7 @@ def geglu(x: Tensor, *, approximate: str = "none") -> Tensor:
         raise ValueError(f"the last size of x must be even, hidden and gate, got shape {tuple(x.shape)}")
     if approximate not in APPROXIMATIONS:
         raise ValueError(f"approximate must be one of {APPROXIMATIONS}, got {approximate!r}")
-    if _switch.reference_depth or x.device.type != "cpu":
+    if _switch.reference_depth:
         return reference.geglu(x, approximate=approximate)
     _extension.require()
     features = x.shape[-1] // 2

@@ -30,7 +30,6 @@ def layer_norm_modulate(
     Diffusion Models with Transformers, arXiv:2212.09748, figure 3). Statistics and arithmetic are float32 for every
     dtype; the variance is that around the mean. Results do not depend on the number of threads or on the other samples
     of the batch. A NaN or infinity in a token makes that token NaN, as in PyTorch.
-    On the CPU this is a kernel of ours; on other devices it is PyTorch's own operators.
 
     Args:
         x: (N, L, C), float32, bfloat16 or float16. Any strides; read in place where the last one is 1.
@@ -59,7 +58,7 @@ def layer_norm_modulate(
         if residual is None:
             raise ValueError("gate needs a residual to add gate * x to, got residual=None")
         gate = _tokens.per_token(x, gate=gate)[0]
-    if _switch.reference_depth or x.device.type != "cpu":
+    if _switch.reference_depth:
         return reference.layer_norm_modulate(
             x, scale, shift, gate=gate, residual=residual, eps=eps, norm=norm, weight=weight, bias=bias
         )

@@ -113,6 +113,20 @@ def test_same_bits_in_every_run_and_schedule(lengths: str) -> None:
     assert all(all(map(torch.equal, result, results[0])) for result in results)
 
 
+@pytest.mark.parametrize("head_dim", (33, 64, 160))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_blocks_that_share_the_queries(dtype: torch.dtype, head_dim: int) -> None:
+    """Each head's queries have a block of their own; the sums of two are merged."""
+    emulator = emulation.load()
+    operands, doutput = make((129 if dtype is torch.float32 else 257, 20), head_dim, dtype)
+    kv_lengths = torch.tensor([20, 3], dtype=torch.int32)
+    with emulator.session() as session:
+        results = run(emulator, operands, doutput, kv_lengths)
+    assert session.reports == [], "\n".join(map(str, session.reports))
+    assert session.launches == 5
+    assert is_right(results, define(operands, doutput, kv_lengths), dtype)
+
+
 # ---- planted bugs ----------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +172,15 @@ def test_missing_barrier_before_write_is_a_race_under_any_schedule(dtype: torch.
 def test_missing_wait_gives_wrong_results(lengths: str, dtype: torch.dtype) -> None:
     _, right = run_with_bug("MISSING_WAIT", lengths, dtype)
     assert not right
+
+
+def test_wrong_merge_of_splits_gives_wrong_results() -> None:
+    operands, doutput = make((300, 20), 64, torch.bfloat16)
+    emulator = emulation.load("WRONG_SPLIT_MERGE")
+    with emulator.session() as session:
+        results = run(emulator, operands, doutput)
+    assert session.reports == [], "a fault of arithmetic, not of access"
+    assert not is_right(results, define(operands, doutput), torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

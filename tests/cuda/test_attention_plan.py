@@ -81,6 +81,8 @@ def test_what_decides_the_bits_does_not_depend_on_the_batch() -> None:
         other = plan(**arguments, batch=31)
         for name in ("layout", "resident", "tile"):
             assert other[name] == made[name], arguments
+        if arguments["planner"] is not PLANNERS[0]:  # forward, who has which query does not matter
+            assert other["splits"] == made["splits"], arguments
 
 
 def test_streaming_has_a_block_for_all_rows() -> None:
@@ -102,6 +104,14 @@ def test_few_keys_stay_in_shared_memory(device: tuple[int, int]) -> None:
     assert not plan(kv_length=161, device=device)["resident"]
     assert not plan(head_dim=160, device=device)["resident"], "its sums do not fit the registers"
     assert not plan(dtype_bytes=4, device=device)["resident"]
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_gradients_of_a_few_keys_fill_the_chip(device: tuple[int, int]) -> None:
+    made = plan(kv_length=77, head_dim=40, device=device, planner=PLANNERS[2])
+    assert made["grid"] * made["splits"] >= device[0]
+    assert plan(kv_length=4096, device=device, planner=PLANNERS[2])["splits"] == 1
+    assert plan(query_length=256, heads=1, kv_heads=1, device=device, planner=PLANNERS[2])["splits"] == 1
 
 
 def test_no_block_without_work() -> None:

@@ -310,7 +310,7 @@ const NamedKernel kKernels[] = {
     {"async_copy_too_early", async_copy_too_early<true>, async_copy_too_early<false>},
     {"async_copy_unfinished", async_copy_unfinished<true>, async_copy_unfinished<false>},
     {"missing_lane", missing_lane<true>, missing_lane<false>},
-    {"matrix_product_of_halves", matrix_product<__half, true>, matrix_product<__half, false>},
+    {"matrix_product", matrix_product<__half, true>, matrix_product<__half, false>},
     {"matrix_product_of_bfloat16", matrix_product<__nv_bfloat16, true>, matrix_product<__nv_bfloat16, false>},
     {"block_sum", nullptr, block_sum},
     {"collectives", nullptr, collectives},

@@ -210,11 +210,11 @@ def test_unfinished_copy_is_nan(kernels: SelfTest) -> None:
 
 
 @pytest.mark.parametrize("schedule", emulation.SCHEDULES)
-@pytest.mark.parametrize("elements", ("halves", "bfloat16"))
-def test_matrix_product(kernels: SelfTest, elements: str, schedule: str) -> None:
+@pytest.mark.parametrize("name", ("matrix_product", "matrix_product_of_bfloat16"))
+def test_matrix_product(kernels: SelfTest, name: str, schedule: str) -> None:
     a = np.arange(256).reshape(16, 16)
     b = (np.arange(128) % 7 - 3).reshape(16, 8)
-    halves = [kernels.run(f"matrix_product_of_{elements}", lower, schedule=schedule)[1] for lower in (False, True)]
+    halves = [kernels.run(name, lower, schedule=schedule)[1] for lower in (False, True)]
     np.testing.assert_array_equal(np.concatenate(halves).reshape(16, 8), a @ b)
 
 

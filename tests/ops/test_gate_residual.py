@@ -1,13 +1,15 @@
-"""gate_residual against its definition, on the CPU: the error may be twice that of eager PyTorch."""
+"""gate_residual against its definition, on every backend: the error may be twice that of eager PyTorch."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import instruction_sets
 import pytest
 import torch
 from accuracy import assert_draws_as_exact
+from backends import Backend
 from torch import Tensor
 
 import fastdiff
@@ -30,13 +32,20 @@ def results(function, operands, dtotal, dtype=None) -> list[Tensor]:
     return [total.detach(), *torch.autograd.grad(total, leaves, dtotal.to(total.dtype))]
 
 
+def run(device: Backend, operands, dtotal) -> list[Tensor]:
+    """[total, dx, dgate, dresidual]"""
+    with device.run():
+        ours = results(ops.gate_residual, [o.to(device.device) for o in operands], dtotal.to(device.device))
+    return [result.cpu() for result in ours]
+
+
 @pytest.mark.parametrize("per_token", (False, True), ids=("per_sample", "per_token"))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_forward_and_backward(dtype, shape, per_token) -> None:
+def test_forward_and_backward(device: Backend, dtype, shape, per_token) -> None:
     def draw():
         operands, dtotal = make(shape, dtype, per_token), torch.randn(shape).to(dtype)
-        ours = results(ops.gate_residual, operands, dtotal)
+        ours = run(device, operands, dtotal)
         assert ours[0].dtype == dtype and ours[0].is_contiguous()
         others = (results(reference.gate_residual, operands, dtotal, d) for d in (dtype, torch.float64))
         return dict(zip(("total", *(f"d{n}" for n in NAMES)), zip(ours, *others, strict=True), strict=True))
@@ -44,18 +53,30 @@ def test_forward_and_backward(dtype, shape, per_token) -> None:
     assert_draws_as_exact(draw, math.prod(shape))
 
 
-def test_gate_of_another_dtype() -> None:
-    x, gate, residual = make((2, 9, 40), torch.bfloat16)
-    for dtype in DTYPES:
-        gate = torch.randn(2, 40).to(dtype).requires_grad_()
-        total = ops.gate_residual(x, gate, residual)
-        exact = residual.double() + gate.double().unsqueeze(1) * x.double()
-        torch.testing.assert_close(total, exact.bfloat16(), rtol=0.01, atol=0.01)
-        assert torch.autograd.grad(total.sum(), gate)[0].dtype == dtype
+def test_gate_of_another_dtype(device: Backend) -> None:
+    for dtype, gate_dtype in itertools.product(DTYPES, DTYPES):
+        operands = make((2, 9, 40), dtype)
+        operands[1] = torch.randn(2, 40).to(gate_dtype)
+        ones = torch.ones(2, 9, 40, dtype=dtype)
+        total, _, dgate, _ = run(device, operands, ones)
+        x, gate, residual = (operand.double() for operand in operands)
+        torch.testing.assert_close(total, (residual + gate.unsqueeze(1) * x).to(dtype), rtol=0.01, atol=0.01)
+        assert dgate.dtype == gate_dtype
+        torch.testing.assert_close(dgate, x.sum(1).to(gate_dtype), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_expanded_gate(device: Backend, dtype) -> None:
+    """Of one value for all tokens, each of which has a gradient of its own."""
+    x, gate, residual = make((2, 9, 24), dtype)
+    expanded = [x, gate.unsqueeze(1).expand_as(x), residual]
+    dtotal = torch.randn(2, 9, 24).to(dtype)
+    ours, same = (run(device, [x, g, residual], dtotal) for g in (expanded[1], expanded[1].contiguous()))
+    assert all(map(torch.equal, ours, same))
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_layouts(dtype) -> None:
+def test_layouts(device: Backend, dtype) -> None:
     wide = torch.randn(3, 7, 96).to(dtype)
     gate = torch.randn(3, 240).to(dtype).chunk(6, dim=1)[2]
     for x in (
@@ -65,18 +86,18 @@ def test_layouts(dtype) -> None:
         wide[..., :1].expand(-1, -1, 40),
     ):
         operands, dtotal = [x, gate, x.flip(1)], torch.randn(x.mT.shape).to(dtype).mT
-        ours = results(ops.gate_residual, operands, dtotal)
-        same = results(ops.gate_residual, [operand.contiguous() for operand in operands], dtotal.contiguous())
+        ours = run(device, operands, dtotal)
+        same = run(device, [operand.contiguous() for operand in operands], dtotal.contiguous())
         for a, b in zip(ours, same, strict=True):
             assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nan(dtype) -> None:
+def test_nan(device: Backend, dtype) -> None:
     for index in range(3):
         operands = make((2, 3, 40), dtype)
         operands[index][1, ..., 7] = torch.nan
-        total = ops.gate_residual(*operands)
+        total = run(device, operands, torch.ones(2, 3, 40))[0]
         assert total[1, :, 7].isnan().all()
         assert total.isnan().sum() == 3
 
@@ -94,6 +115,13 @@ def test_large_output_is_streamed_to_the_same_bits() -> None:
         total = ops.gate_residual(x, gate, residual)
         for tokens in (slice(0, 3), slice(4300, 4400)):
             assert torch.equal(total[:, tokens], ops.gate_residual(x[:, tokens], gate, residual[:, tokens]))
+
+
+def test_sample_does_not_depend_on_its_batch(device: Backend) -> None:
+    operands, dtotal = make((5, 70, 40)), torch.randn(5, 70, 40)
+    whole = run(device, operands, dtotal)
+    alone = run(device, [operand[3:4] for operand in operands], dtotal[3:4])
+    assert all(torch.equal(of_all[3:4], one) for of_all, one in zip(whole, alone, strict=True))
 
 
 def test_thread_count_and_batch_do_not_matter() -> None:

@@ -1,4 +1,4 @@
-"""geglu against its definition, on the CPU: the error may be twice that of eager PyTorch."""
+"""geglu against its definition, on every backend: the error may be twice that of eager PyTorch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import instruction_sets
 import pytest
 import torch
 from accuracy import assert_draws_as_exact
+from backends import Backend
 from torch import Tensor
 
 import fastdiff
@@ -27,14 +28,21 @@ def results(function, x: Tensor, dy: Tensor, dtype: torch.dtype, approximate: st
     return [y.detach(), *torch.autograd.grad(y, leaf, dy.to(dtype))]
 
 
+def run(device: Backend, x: Tensor, dy: Tensor, dtype: torch.dtype, approximate: str) -> list[Tensor]:
+    """[y, dx]"""
+    with device.run():
+        ours = results(ops.geglu, x.to(device.device), dy.to(device.device), dtype, approximate)
+    return [result.cpu() for result in ours]
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @APPROXIMATIONS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_forward_and_backward(dtype, approximate, shape) -> None:
+def test_forward_and_backward(device: Backend, dtype, approximate, shape) -> None:
     def draw():
         x = (torch.randn(shape) * 3).to(dtype)
         dy = torch.randn(*shape[:-1], shape[-1] // 2).to(dtype)
-        ours = results(ops.geglu, x, dy, dtype, approximate)
+        ours = run(device, x, dy, dtype, approximate)
         assert ours[0].dtype == dtype and ours[0].is_contiguous()
         others = (results(reference.geglu, x, dy, d, approximate) for d in (dtype, torch.float64))
         return dict(zip(("y", "dx"), zip(ours, *others, strict=True), strict=True))
@@ -44,13 +52,14 @@ def test_forward_and_backward(dtype, approximate, shape) -> None:
 
 @APPROXIMATIONS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_argument_of_gelu(dtype, approximate) -> None:
+def test_every_argument_of_gelu(device: Backend, dtype, approximate) -> None:
     """Not only those that normal numbers reach: the tails, where GELU is small, keep their digits."""
     gate = torch.linspace(-15, 15, 20001).to(dtype)
     x = torch.stack([torch.ones_like(gate), gate], dim=1)
-    ours, eager, exact = (
-        torch.cat(results(f, x, torch.ones(20001, 1), d, approximate), dim=1).double()
-        for f, d in ((ops.geglu, dtype), (reference.geglu, dtype), (reference.geglu, torch.float64))
+    dy = torch.ones(20001, 1)
+    ours = torch.cat(run(device, x, dy, dtype, approximate), dim=1).double()
+    eager, exact = (
+        torch.cat(results(reference.geglu, x, dy, d, approximate), dim=1).double() for d in (dtype, torch.float64)
     )
     eps = torch.finfo(dtype).eps
     # Where a value crosses zero, a tenth of what rounding 1 costs, and float32's noise.
@@ -58,38 +67,42 @@ def test_every_argument_of_gelu(dtype, approximate) -> None:
     assert ((ours - exact).abs() <= allowed).all()
 
 
-def test_tails_of_exact_gelu_keep_their_digits() -> None:
+def test_tails_of_exact_gelu_keep_their_digits(device: Backend) -> None:
     gate = torch.linspace(-9, 0, 10001)
-    y = ops.geglu(torch.stack([torch.ones_like(gate), gate], dim=1))[:, 0].double()
+    x = torch.stack([torch.ones_like(gate), gate], dim=1)
+    y = run(device, x, torch.ones(10001, 1), torch.float32, "none")[0][:, 0].double()
     exact = gate.double() * torch.special.erfc(-gate.double() / math.sqrt(2)) / 2
     assert ((y - exact).abs() <= 5e-6 * exact.abs()).all()
 
 
-def test_special_values() -> None:
+def test_special_values(device: Backend) -> None:
     values = torch.tensor([torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 0.0, -0.0])
-    x = torch.stack([torch.ones_like(values), values], dim=1)
+    x, dy = torch.stack([torch.ones_like(values), values], dim=1), torch.ones(7, 1)
     for dtype in (torch.float32, torch.bfloat16):
         for approximate in ("none", "tanh"):
-            y = ops.geglu(x.to(dtype), approximate=approximate)[:, 0].float()
+            y, dx = (result.float() for result in run(device, x.to(dtype), dy, dtype, approximate))
             assert y[0].isnan()
             assert y[1] == torch.inf
             assert y[3] == values[3].to(dtype)
             assert y[4].abs() < 1e-30 and y[5] == 0 and y[6] == 0
-    exact = ops.geglu(x)
-    assert exact[2].abs() < 1e-30  # the limit; PyTorch has -infinity * 0
+            assert y[2].isnan() or y[2].abs() < 1e-30  # the limit; PyTorch has -infinity * 0
+            assert dx[0].isnan().all() and not dx[3:].isnan().any()
+            assert dx[3, 1] == 1 and dx[4, 1].abs() < 1e-30
+    assert run(device, x, dy, torch.float32, "none")[0][2].abs() < 1e-30
     hidden = torch.tensor([[torch.nan, 1.0], [torch.inf, 1.0]])
-    assert ops.geglu(hidden)[0].isnan() and ops.geglu(hidden)[1] == torch.inf
+    y, _ = run(device, hidden, torch.ones(2, 1), torch.float32, "none")
+    assert y[0].isnan() and y[1] == torch.inf
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_layouts(dtype) -> None:
+def test_layouts(device: Backend, dtype) -> None:
     wide = torch.randn(4, 6, 200).to(dtype)
     cases = [wide[..., 20:100], wide[::2, 1:4, :40], wide.transpose(0, 1), wide[..., ::2], wide.mT[..., :4]]
     for x in cases:
         dense = x.contiguous()
         dy = torch.randn(*x.shape[:-1], x.shape[-1] // 2).to(dtype)
         for dy_of_case in (dy, dy.transpose(0, 1).contiguous().transpose(0, 1), dy[..., :1].expand_as(dy)):
-            ours, same = (results(ops.geglu, v, dy_of_case, dtype, "none") for v in (x, dense))
+            ours, same = (run(device, v, dy_of_case, dtype, "none") for v in (x, dense))
             assert torch.equal(ours[0], same[0]) and torch.equal(ours[1], same[1])
 
 

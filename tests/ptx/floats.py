@@ -66,6 +66,12 @@ def _sign(decoding: Decoding) -> Step:
     return decoding.elementwise(decoding.writer(destination, kind), function, [decoding.reader(source, kind)])
 
 
+@decodes("copysign")
+def _copy_sign(decoding: Decoding) -> Step:
+    """The sign of the first source, the magnitude of the second."""
+    return _arithmetic(decoding, decoding.type(), lambda sign, magnitude: np.copysign(magnitude, sign), 2)
+
+
 @decodes("rcp", "sqrt")
 def _reciprocal(decoding: Decoding) -> Step:
     decoding.required("approx", "rn")

@@ -141,6 +141,7 @@ FLOAT_CASES: dict[str, Callable[..., torch.Tensor]] = {
     "max.NaN.f32": torch.maximum,
     "neg.f32": torch.neg,
     "abs.f32": torch.abs,
+    "copysign.f32": lambda sign, magnitude: torch.copysign(magnitude, sign),
     "sqrt.rn.f32": lambda x: x.double().sqrt().float(),  # torch.sqrt of float32 may be one bit off
     "rcp.rn.f32": torch.reciprocal,
 }

@@ -18,6 +18,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = {
     "resident": (40, 37, 40),
     "resident_wide": (20, 21, 72),
+    "split_queries": (260, 18, 40),
     "streaming": (20, 165, 40),
     "streaming_wide": (20, 165, 72),
     "streaming_parts": (18, 70, 136),
