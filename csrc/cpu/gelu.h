@@ -16,7 +16,7 @@ struct ExactGelu {
   static FASTDIFF_INLINE Gelu evaluate(Float x) {
     const Float above = larger(broadcast(-kFarthestExactGelu), x);
     const Float near = smaller(broadcast(kFarthestExactGelu), above), a = (Float)((UInt)near & 0x7fffffff);
-    const Float e = exp_negative_within_bound<T>(0.5f * a * a);
+    const Float e = power_of_two<T>(-0.5f * kLog2e * a * a);
     const Float below = e * polynomial<T>(a);  // cdf(-a)
     const Float cdf = x > 0 ? 1.0f - below : below;
     return {larger(Float{}, x) - a * below, cdf + near * e * kInverseSqrt2Pi};
@@ -28,7 +28,7 @@ struct ExactGelu {
     Float p;
     if constexpr (sizeof(T) == 4) {
       using Tail = NormalTail;
-      const Float t = 1.0f / (1.0f + Tail::kSlope * a);
+      const Float t = quotient<T>(broadcast(1.0f), 1.0f + Tail::kSlope * a);
       p = t * Tail::c7 + Tail::c6;
       p = p * t + Tail::c5;
       p = p * t + Tail::c4;
@@ -39,7 +39,7 @@ struct ExactGelu {
       return p * t;
     } else {
       using Tail = ShortNormalTail;
-      const Float t = 1.0f / (1.0f + Tail::kSlope * a);
+      const Float t = quotient<T>(broadcast(1.0f), 1.0f + Tail::kSlope * a);
       p = t * Tail::c4 + Tail::c3;
       p = p * t + Tail::c2;
       p = p * t + Tail::c1;
@@ -55,8 +55,8 @@ struct TanhGelu {
     const Float above = larger(broadcast(-kFarthestTanhGelu), x);
     const Float near = smaller(broadcast(kFarthestTanhGelu), above);
     const Float square = near * near;
-    const Float e = exp_negative_within_bound<T>(near * (kTwiceLinear + kTwiceCubic * square)),
-                sigmoid = 1.0f / (1.0f + e);
+    const Float e = power_of_two<T>(near * (-kLog2e * kTwiceLinear + -kLog2e * kTwiceCubic * square));
+    const Float sigmoid = quotient<T>(broadcast(1.0f), 1.0f + e);
     return {above * sigmoid, sigmoid * (1.0f + near * (e * sigmoid) * (kTwiceLinear + 3.0f * kTwiceCubic * square))};
   }
 };

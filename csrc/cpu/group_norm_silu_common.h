@@ -166,8 +166,11 @@ struct Blocks {
   int64_t end(int64_t block) const { return minimum(steps, (block + 1) * length); }
 };
 
+// Pixels whose float32 sums are taken in one go; what they cost at their end is spread over no fewer.
+constexpr int64_t kMomentsPixels = 128;
+
 inline Blocks pixel_blocks(const GroupNormSiluParams& p) {
-  return {p.spatial, maximum(8, kBlockElementsPixels / p.channels)};
+  return {p.spatial, maximum(1, kBlockElementsPixels / p.channels / kMomentsPixels) * kMomentsPixels};
 }
 
 // reduce(unit, block) for all blocks of a unit, then finish(unit), then apply(unit, block) for all its blocks. Where

@@ -151,6 +151,18 @@ def test_mean_far_from_zero(device: Backend, layout) -> None:
         assert max_error(eager, exact) > 10 * max_error(y, exact), "eager was mended: say so in the documentation"
 
 
+def test_statistics_of_16_bits_are_those_of_float64(device: Backend) -> None:
+    """Far below what 16 bits show, on both sides of the mean up to which sums about zero are taken."""
+    for dtype, layout, (mean, bias) in itertools.product(DTYPES[1:], LAYOUTS, ((0, 0), (9, 0), (9, -9), (999, -998.7))):
+        x = make_input((2, 16, 30, 41), dtype, layout, device.device, mean)
+        time_bias = torch.randn(2, 16, device=device.device) + bias
+        _, ours, rstd = run(device, x, 4, {"time_bias": time_bias})
+        groups = (x.double() + time_bias.double()[:, :, None, None]).reshape(2, 4, -1)
+        deviation = (groups.var(-1, correction=0) + 1e-5).sqrt()
+        assert ((ours - groups.mean(-1)) / deviation).abs().max() < 5e-5
+        assert (rstd * deviation - 1).abs().max() < 5e-5
+
+
 def test_outlier_does_not_spoil_the_statistics(device: Backend) -> None:
     """Shifting the sums by their first element would cost four digits here."""
     x = torch.randn(1, 8, 64, 64, device=device.device)
