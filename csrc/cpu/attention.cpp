@@ -43,7 +43,8 @@ void pack_block(const AttentionParams& p, int64_t sample, int64_t kv_head, int64
             p.head_dim, packed.value_block(p, block));
 }
 
-// What is known of a query's softmax so far: the largest score, and the sum of exp(score - top).
+// What is known of a query's softmax so far: the largest score, and the sum of 2^(score - top). Scores are logarithms
+// to base 2.
 struct Softmax {
   float top, sum;
 };
@@ -57,13 +58,13 @@ Int valid_lanes(int64_t count) {
   return mask;
 }
 
-// Scores of kRows queries against a block of keys become exp(score - top), with the top of this and all earlier
-// blocks, as the left-hand matrix that multiplies the values: of elements E, where the scores were. `earlier` is what
+// Scores of kRows queries against a block of keys become 2^(score - top), with the top of this and all earlier
+// blocks, as the left-hand matrix that multiplies the values, where the scores were. `earlier` is what
 // earlier sums have to be multiplied by. Several rows at a time, as one alone is a chain of dependent steps. Lanes
 // without a key become 0.
-template <int kRows, class E>
+template <int kRows, class T>
 FASTDIFF_INLINE void exponentiate(float* scores, int64_t vectors, Int valid, Softmax* softmax, float* earlier) {
-  using Number = std::conditional_t<kTerms<E> == 2, BFloat16, float>;
+  using Number = std::conditional_t<kTerms<Factor<T>> == 2, BFloat16, float>;
   const auto larger_lanes = [](Float a, Float b) FASTDIFF_INLINE_LAMBDA { return larger(a, b); };
   const auto add_lanes = [](Float a, Float b) FASTDIFF_INLINE_LAMBDA { return a + b; };
   const int64_t last = (vectors - 1) * kLanes;
@@ -88,13 +89,14 @@ FASTDIFF_INLINE void exponentiate(float* scores, int64_t vectors, Int valid, Sof
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; r++) {
       float* row = scores + r * kKeyBlock;
-      const Float e = exp_nonpositive(load(row + i) - shift[r]);
+      const Float e = power_of_two_or_zero(load(row + i) - shift[r]);
       store_in_order(reinterpret_cast<Number*>(row) + i, e);  // narrower numbers fall behind what is still to be read
       sum[r] += e;
     }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; r++) {
-    const float factor = exp_nonpositive(softmax[r].top - shift[r])[0];
+    const bool as_before = softmax[r].sum == 0 || softmax[r].top == top[r][0];
+    const float factor = as_before ? 1 : power_of_two_or_zero(softmax[r].top - shift[r])[0];
     softmax[r] = {top[r][0], softmax[r].sum * factor + across_lanes(sum[r], add_lanes)[0]};
     earlier[r] = factor;
   }
@@ -109,7 +111,7 @@ class Block {
   explicit Block(const AttentionParams& p)
       : depth_(ceil_div(p.head_dim, kTerms<E>)),
         columns_(lanes_of(p.head_dim)),
-        query_(kQueryBlock * depth_),
+        query_(depth_),
         scores_(kQueryBlock * kKeyBlock),
         output_(kQueryBlock * columns_) {}
 
@@ -117,7 +119,7 @@ class Block {
   void run(const AttentionParams& p, const PackedHead<E>& packed, int64_t sample, int64_t head, int64_t first,
            int64_t rows) {
     const T* query = head_of<T>(p.query, sample, head) + first * p.query.token_stride;
-    gather_rows(query, p.query.token_stride, rows, p.head_dim, query_);
+    query_.gather(query, p.query.token_stride, rows, p.head_dim);
     prefetch_rows<0>(query + rows * p.query.token_stride, p.query.token_stride, kQueryBlock, p.head_dim);
     prefetch_rows<1>(output_row(p, sample, first, head), p.heads * p.head_dim, rows, p.head_dim);
     for (int64_t r = 0; r < rows; r++) softmax_[r] = {-INFINITY, 0};
@@ -131,17 +133,17 @@ class Block {
  private:
   void add_keys(const AttentionParams& p, const PackedHead<E>& packed, int64_t block, int64_t count, int64_t rows) {
     const int64_t vectors = ceil_div(count, kLanes);
-    multiply<false, E>({query_, depth_}, rows, packed.key_block(p, block), depth_, vectors, scores_, kKeyBlock,
-                       p.scale);
+    multiply<false>(query_.left(), rows, packed.key_block(p, block), depth_, vectors, scores_, kKeyBlock,
+                    p.scale * kLog2e);
     const Int valid = valid_lanes(count);
     float earlier[kQueryBlock];
     int64_t r = 0;
     for (; r + 4 <= rows; r += 4)
-      exponentiate<4, E>(scores_ + r * kKeyBlock, vectors, valid, softmax_ + r, earlier + r);
-    for (; r < rows; r++) exponentiate<1, E>(scores_ + r * kKeyBlock, vectors, valid, softmax_ + r, earlier + r);
+      exponentiate<4, T>(scores_ + r * kKeyBlock, vectors, valid, softmax_ + r, earlier + r);
+    for (; r < rows; r++) exponentiate<1, T>(scores_ + r * kKeyBlock, vectors, valid, softmax_ + r, earlier + r);
     if (block > 0) rescale_output(earlier, rows);
-    const Left<E> probabilities{reinterpret_cast<const E*>(static_cast<float*>(scores_)), kKeyBlock};
-    const auto add_values = block > 0 ? multiply<true, E> : multiply<false, E>;
+    const Left<E, kKeyBlock> probabilities{reinterpret_cast<const E*>(static_cast<float*>(scores_))};
+    const auto add_values = block > 0 ? multiply<true, Left<E, kKeyBlock>> : multiply<false, Left<E, kKeyBlock>>;
     add_values(probabilities, rows, packed.value_block(p, block), ceil_div(count, kTerms<E>), columns_ / kLanes,
                output_, columns_, 1);
   }
@@ -166,12 +168,13 @@ class Block {
       narrow_row(output_ + r * columns_, p.head_dim, keys_of(p, sample) == 0 ? 1.0f : 1.0f / softmax.sum,
                  output_row(p, sample, token, head));
       if (p.logsumexp)
-        p.logsumexp[(sample * p.heads + head) * p.query_length + token] = softmax.top + std::log(softmax.sum);
+        p.logsumexp[(sample * p.heads + head) * p.query_length + token] =
+            (softmax.top + std::log2(softmax.sum)) / kLog2e;
     }
   }
 
   int64_t depth_, columns_;
-  Scratch<E> query_;
+  RowBlock<E, kQueryBlock> query_;
   Scratch<float> scores_, output_;
   Softmax softmax_[kQueryBlock];
 };

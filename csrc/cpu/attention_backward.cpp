@@ -69,9 +69,9 @@ class Queries {
   explicit Queries(const AttentionParams& p)
       : depth_(p.head_dim),
         lanes_(lanes_of(p.head_dim)),
-        query_(kBackwardQueryBlock * depth_),
-        doutput_(kBackwardQueryBlock * depth_),
-        output_(kBackwardQueryBlock * depth_),
+        query_(depth_),
+        doutput_(depth_),
+        output_(depth_),
         query_rows_(kBackwardQueryBlock * lanes_),
         doutput_rows_(kBackwardQueryBlock * lanes_),
         dquery_(kBackwardQueryBlock * lanes_),
@@ -98,43 +98,51 @@ class Queries {
     const AttentionParams& p = b.forward;
     const T* query = head_of<T>(p.query, sample, head) + first * p.query.token_stride;
     const T* doutput = head_of<T>(b.doutput, sample, head) + first * b.doutput.token_stride;
-    gather_rows(query, p.query.token_stride, rows, depth_, query_);
-    gather_rows(doutput, b.doutput.token_stride, rows, depth_, doutput_);
-    gather_rows(static_cast<const T*>(p.output) + row_of(p, sample, head, first), p.heads * depth_, rows, depth_,
-                output_);
+    query_.gather(query, p.query.token_stride, rows, depth_);
+    doutput_.gather(doutput, b.doutput.token_stride, rows, depth_);
+    output_.gather(static_cast<const T*>(p.output) + row_of(p, sample, head, first), p.heads * depth_, rows, depth_);
     pack_rows<float>(query, p.query.token_stride, rows, depth_, query_rows_);
     pack_rows<float>(doutput, b.doutput.token_stride, rows, depth_, doutput_rows_);
     for (int64_t r = 0; r < rows; r++) {
-      double delta = 0;
-      for (int64_t d = 0; d < depth_; d++) delta += double(doutput_[r * depth_ + d]) * output_[r * depth_ + d];
-      delta_[r] = static_cast<float>(delta);
+      delta_[r] = delta(r);
       logsumexp_[r] = p.logsumexp[(sample * p.heads + head) * p.query_length + first + r];
     }
     std::memset(dquery_, 0, rows * lanes_ * sizeof(float));
   }
 
+  // Of one row: the sum of doutput * output.
+  float delta(int64_t row) const {
+    double sum = 0;
+    for (int64_t d = 0; d < depth_; d += kLongestSum) {
+      const float* doutput = doutput_.part_of_row(row, d / kLongestSum);
+      const float* output = output_.part_of_row(row, d / kLongestSum);
+      for (int64_t i = 0; i < minimum(kLongestSum, depth_ - d); i++) sum += double(doutput[i]) * output[i];
+    }
+    return static_cast<float>(sum);
+  }
+
   void add_keys(const Keys& keys, int64_t block, int64_t rows, float scale) {
     const int64_t count = keys.count(block), score_vectors = ceil_div(count, kLanes), vectors = lanes_ / kLanes;
-    multiply<false, float>({query_, depth_}, rows, keys.key_columns(block), depth_, score_vectors, probabilities_,
-                           kKeyBlock, scale);
-    multiply<false, float>({doutput_, depth_}, rows, keys.value_columns(block), depth_, score_vectors, dscores_,
-                           kKeyBlock);
+    multiply<false>(query_.left(), rows, keys.key_columns(block), depth_, score_vectors, probabilities_, kKeyBlock,
+                    scale * kLog2e);
+    multiply<false>(doutput_.left(), rows, keys.value_columns(block), depth_, score_vectors, dscores_, kKeyBlock);
     for (int64_t r = 0; r < rows; r++) {
-      const Float logsumexp = broadcast(logsumexp_[r]), delta = broadcast(delta_[r]);
+      const Float logsumexp = broadcast(logsumexp_[r] * kLog2e), delta = broadcast(delta_[r]);
       for (int64_t i = r * kKeyBlock; i < r * kKeyBlock + score_vectors * kLanes; i += kLanes) {
-        const Float p = exp_nonpositive(load(probabilities_ + i) - logsumexp);
+        const Float p = power_of_two_or_zero(load(probabilities_ + i) - logsumexp);
         store(probabilities_ + i, p);
         store(dscores_ + i, p * (load(dscores_ + i) - delta));
       }
     }
-    multiply<true, float>({dscores_, kKeyBlock}, rows, keys.key_rows(block), count, vectors, dquery_, lanes_);
-    multiply<true, float>({probabilities_, 1, kKeyBlock}, count, doutput_rows_, rows, vectors, keys.dvalue(block),
-                          lanes_);
-    multiply<true, float>({dscores_, 1, kKeyBlock}, count, query_rows_, rows, vectors, keys.dkey(block), lanes_);
+    multiply<true>(Left<float, kKeyBlock>{dscores_}, rows, keys.key_rows(block), count, vectors, dquery_, lanes_);
+    multiply<true>(Left<float, 1, kKeyBlock>{probabilities_}, count, doutput_rows_, rows, vectors, keys.dvalue(block),
+                   lanes_);
+    multiply<true>(Left<float, 1, kKeyBlock>{dscores_}, count, query_rows_, rows, vectors, keys.dkey(block), lanes_);
   }
 
   int64_t depth_, lanes_;
-  Scratch<float> query_, doutput_, output_, query_rows_, doutput_rows_, dquery_, probabilities_, dscores_;
+  RowBlock<float, kBackwardQueryBlock> query_, doutput_, output_;
+  Scratch<float> query_rows_, doutput_rows_, dquery_, probabilities_, dscores_;
   float delta_[kBackwardQueryBlock], logsumexp_[kBackwardQueryBlock];
 };
 

@@ -32,25 +32,44 @@ inline int64_t keys_of(const AttentionParams& p, int64_t sample) {
   return p.kv_lengths ? minimum(maximum(p.kv_lengths[sample], 0), p.kv_length) : p.kv_length;
 }
 
-// `rows` rows of a head as dense float32.
-template <class T>
-void gather_rows(const T* source, int64_t stride, int64_t rows, int64_t columns, float* target) {
-  for (int64_t r = 0; r < rows; r++) {
-    const T* row = source + r * stride;
-    int64_t d = 0;
-    for (; d + kLanes <= columns; d += kLanes) store(target + r * columns + d, load_in_order(row + d));
-    for (; d < columns; d++) target[r * columns + d] = to_float(row[d]);
-  }
-}
+// Up to kRows rows of a head as the left-hand matrix of a product.
+template <class E, int64_t kRows>
+class RowBlock {
+  // An odd number of cache lines, so that the rows spread over the sets of the L1 cache.
+  static constexpr int64_t kRowStride = kLongestSum + 16, kPartStride = kRows * kRowStride;
 
-// `rows` rows of a head as dense pairs; the last of an odd number of columns is paired with zero.
-inline void gather_rows(const BFloat16* source, int64_t stride, int64_t rows, int64_t columns, BFloat16Pair* target) {
-  const int64_t pairs = ceil_div(columns, 2);
-  for (int64_t r = 0; r < rows; r++) {
-    target[(r + 1) * pairs - 1] = {};
-    std::memcpy(target + r * pairs, source + r * stride, columns * sizeof(BFloat16));
+ public:
+  explicit RowBlock(int64_t depth) : elements_(ceil_div(depth, kLongestSum) * kPartStride) {}
+
+  Left<E, kRowStride, 1, kPartStride> left() const { return {elements_}; }
+  const E* part_of_row(int64_t row, int64_t part) const { return elements_ + part * kPartStride + row * kRowStride; }
+
+  template <class T>
+  void gather(const T* source, int64_t stride, int64_t rows, int64_t columns) {
+    for (int64_t begin = 0; begin < columns; begin += kTerms<E> * kLongestSum) {
+      E* part = elements_ + begin / (kTerms<E> * kLongestSum) * kPartStride;
+      const int64_t count = minimum(kTerms<E> * kLongestSum, columns - begin);
+      for (int64_t r = 0; r < rows; r++) copy(source + r * stride + begin, count, part + r * kRowStride);
+    }
   }
-}
+
+ private:
+  template <class T>
+  static void copy(const T* row, int64_t count, float* target) {
+    int64_t d = 0;
+    for (; d + kLanes <= count; d += kLanes) store(target + d, load_in_order(row + d));
+    for (; d < count; d++) target[d] = to_float(row[d]);
+  }
+  // The last of an odd number of columns is paired with zero.
+  static void copy(const BFloat16* row, int64_t count, BFloat16Pair* target) {
+    constexpr int64_t kChunk = 8;  // a copy of a length known only here would be a call
+    int64_t d = 0;
+    for (; d + kChunk <= count; d += kChunk) std::memcpy(target + d / 2, row + d, kChunk * sizeof(BFloat16));
+    for (; d < count; d += 2) target[d / 2] = {row[d], d + 1 < count ? row[d + 1] : BFloat16{}};
+  }
+
+  Scratch<E> elements_;
+};
 
 // Asks for the cache lines of `rows` rows, which lie too far apart for the processor to foresee.
 template <int kForWriting, class T>
@@ -66,11 +85,7 @@ template <class T>
 void narrow_row(const float* source, int64_t columns, float factor, T* target) {
   int64_t d = 0;
   for (; d + kLanes <= columns; d += kLanes) store_in_order(target + d, load(source + d) * factor);
-  if (d < columns) {
-    T rest[kLanes];
-    store_in_order(rest, load(source + d) * factor);
-    std::memcpy(target + d, rest, (columns - d) * sizeof(T));
-  }
+  if (d < columns) store_first_in_order(target + d, load(source + d) * factor, static_cast<int>(columns - d));
 }
 
 }  // namespace

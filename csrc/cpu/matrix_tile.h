@@ -39,19 +39,25 @@ FASTDIFF_INLINE void for_each_panel(int64_t vectors, const Visit& visit) {
   for (; first < vectors; first += 2) visit(Count<2>{}, first);
 }
 
-// A left-hand matrix, as it lies or transposed: element (row, k) is data[row * row_stride + k * depth_stride].
-template <class E>
-struct Left {
-  const E* data;
-  int64_t row_stride, depth_stride = 1;
+// Terms that are added one after the other; longer sums are made of these, or rounding would grow with their length.
+constexpr int64_t kLongestSum = 128;
 
-  FASTDIFF_INLINE const E* row(int64_t r) const { return data + r * row_stride; }
+// A left-hand matrix, as it lies or transposed, in parts of kLongestSum columns: element (row, k) of a part is
+// data[row * kRowStride + k * kDepthStride]. Strides are constants, or the inner loop would run out of registers for
+// addresses.
+template <class E, int64_t kRowStride, int64_t kDepthStride = 1, int64_t kPartStride = kLongestSum * kDepthStride>
+struct Left {
+  using Element = E;
+  const E* data;
+
+  FASTDIFF_INLINE E at(int64_t row, int64_t k) const { return data[row * kRowStride + k * kDepthStride]; }
+  FASTDIFF_INLINE Left from(int64_t row, int64_t part) const { return {data + row * kRowStride + part * kPartStride}; }
 };
 
 // c = factor * a * b, or c + factor * a * b, for kRows rows of a and one panel of b. `c` is where the panel's first
 // column goes.
-template <int kRows, int kWidth, bool kAdd, class E>
-FASTDIFF_INLINE void multiply_tile(const Left<E>& a, const E* b, int64_t depth, float factor, float* c,
+template <int kRows, int kWidth, bool kAdd, class Matrix, class E>
+FASTDIFF_INLINE void multiply_tile(const Matrix& a, const E* b, int64_t depth, float factor, float* c,
                                    int64_t c_stride) {
   Float sums[kRows][kWidth] = {};
   for (int64_t k = 0; k < depth; k++) {
@@ -60,7 +66,7 @@ FASTDIFF_INLINE void multiply_tile(const Left<E>& a, const E* b, int64_t depth, 
     for (int w = 0; w < kWidth; w++) row[w] = load(b + (k * kWidth + w) * kLanes);
 #pragma GCC unroll 32
     for (int r = 0; r < kRows; r++) {
-      const auto left = broadcast(a.row(r)[k * a.depth_stride]);
+      const auto left = broadcast(a.at(r, k));
 #pragma GCC unroll 4
       for (int w = 0; w < kWidth; w++) sums[r][w] = multiply_add(left, row[w], sums[r][w]);
     }
@@ -74,21 +80,17 @@ FASTDIFF_INLINE void multiply_tile(const Left<E>& a, const E* b, int64_t depth, 
     }
 }
 
-// Terms that are added one after the other; longer sums are made of these, or rounding would grow with their length.
-constexpr int64_t kLongestSum = 128;
-
 // c (rows, vectors * kLanes) = factor * a (rows, depth) * b, or c + that; b is packed in panels of depth rows.
-template <bool kAdd, class E>
-void multiply(const Left<E>& a, int64_t rows, const E* b, int64_t depth, int64_t vectors, float* c, int64_t c_stride,
-              float factor = 1) {
+template <bool kAdd, class Matrix>
+void multiply(const Matrix& a, int64_t rows, const typename Matrix::Element* b, int64_t depth, int64_t vectors,
+              float* c, int64_t c_stride, float factor = 1) {
   for_each_panel(vectors, [&](auto width, int64_t first) {
     constexpr int kWidth = decltype(width)::value, kRows = kTileSums / kWidth;
-    const E* panel = b + first * kLanes * depth;
+    const auto* panel = b + first * kLanes * depth;
     const auto tile = [&](auto count, int64_t r) FASTDIFF_INLINE_LAMBDA {
       constexpr int kCount = decltype(count)::value;
       const auto part = [&](auto add, int64_t k) FASTDIFF_INLINE_LAMBDA {
-        const Left<E> left{a.row(r) + k * a.depth_stride, a.row_stride, a.depth_stride};
-        multiply_tile<kCount, kWidth, decltype(add)::value>(left, panel + k * kWidth * kLanes,
+        multiply_tile<kCount, kWidth, decltype(add)::value>(a.from(r, k / kLongestSum), panel + k * kWidth * kLanes,
                                                             minimum(kLongestSum, depth - k), factor,
                                                             c + r * c_stride + first * kLanes, c_stride);
       };

@@ -298,15 +298,38 @@ FASTDIFF_INLINE Float load_in_order(const Float16* source) {
 
 FASTDIFF_INLINE void store_in_order(float* target, Float v) { store(target, v); }
 
-// Rounds as narrow_bfloat16 does.
+// Rounds as narrow_bfloat16 does, or better.
 FASTDIFF_INLINE void store_in_order(BFloat16* target, Float v) {
+#if defined(__AVX512BF16__)
+  const Short bits = (Short)_mm512_cvtneps_pbh(v);
+#else
   const Short bits = __builtin_convertvector(((UInt)v + 0x8000) >> 16, Short);
+#endif
   std::memcpy(target, &bits, sizeof bits);
 }
 
 FASTDIFF_INLINE void store_in_order(Float16* target, Float v) {
   const Short bits = narrow_half(v);
   std::memcpy(target, &bits, sizeof bits);
+}
+
+// The first `count` lanes only.
+template <class T>
+FASTDIFF_INLINE void store_first_in_order(T* target, Float v, int count) {
+  T lanes[kLanes];
+  store_in_order(lanes, v);
+#if defined(__AVX512F__)
+  const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(target, mask, v);
+  } else {
+    __m256i bits;
+    std::memcpy(&bits, lanes, sizeof bits);
+    _mm256_mask_storeu_epi16(target, mask, bits);
+  }
+#else
+  std::memcpy(target, lanes, count * sizeof(T));
+#endif
 }
 
 // The first `count` elements of a pack; the others read as zero.
