@@ -31,6 +31,10 @@ def layer_norm_modulate(
     dtype; the variance is that around the mean. Results do not depend on the number of threads or on the other samples
     of the batch. A NaN or infinity in a token makes that token NaN, as in PyTorch.
 
+    It stays one operation under `torch.compile`. On a CPU, what Inductor makes of the definition takes 1.2 to 2.4 times
+    as long by itself, and about as long with elementwise work on both sides to fuse with (0.8 to 1.1 times; with the
+    backward pass 0.9 to 1.4).
+
     Args:
         x: (N, L, C), float32, bfloat16 or float16. Any strides; read in place where the last one is 1.
         scale, shift: of one shape: (N, C), the same for all tokens, or (N, L, C) or (N, 1, C); any of the three dtypes.
