@@ -24,12 +24,13 @@ def gate_residual(x: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
         residual: like x.
 
     Returns:
-        (N, L, C) of x's dtype, contiguous.
+        (N, L, C) of x's dtype, contiguous. Under autocast x and residual may have two dtypes; it is of the wider.
 
     Raises:
         TypeError: a dtype that is not one of the three or not x's, or an argument that is not a tensor.
         ValueError: a shape or device that does not fit.
     """
+    x, residual = _tokens.promoted_under_autocast(x, residual)
     _tokens.check_activations(x, residual=residual)
     gate = _tokens.per_token(x, gate=gate)[0]
     if _switch.reference_depth or _dispatch.is_left_to_inductor(x):

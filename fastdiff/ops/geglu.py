@@ -25,7 +25,7 @@ def geglu(x: Tensor, *, approximate: str = "none") -> Tensor:
         approximate: "none" is the Gaussian distribution (arXiv:1606.08415), "tanh" its approximation by tanh.
 
     Returns:
-        (..., F) of x's dtype, contiguous.
+        (..., F) of x's dtype, under autocast too, contiguous.
 
     Raises:
         TypeError: a dtype that is not one of the three, or an x that is not a tensor.

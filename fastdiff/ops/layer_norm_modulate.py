@@ -45,12 +45,14 @@ def layer_norm_modulate(
         weight, bias: (C,), any of the three dtypes; None is 1 and 0.
 
     Returns:
-        y and total, both (N, L, C) of x's dtype. Without a residual, total is x itself.
+        y and total, both (N, L, C) of x's dtype. Without a residual, total is x itself. Under autocast x and residual
+        may have two dtypes; the results are of the wider.
 
     Raises:
         TypeError: a dtype that is not one of the three or not x's, or an argument that is not a tensor.
         ValueError: a shape, device or norm that does not fit, or a gate without a residual.
     """
+    x, residual = _tokens.promoted_under_autocast(x, residual)
     _tokens.check_activations(x, residual=residual)
     scale, shift = _tokens.per_token(x, scale=scale, shift=shift)
     if shift.shape != scale.shape:

@@ -47,7 +47,7 @@ def qk_norm_rope(
         text_tokens: how many of the first tokens are normalised and not rotated.
 
     Returns:
-        The new query and key: contiguous, of the shapes and dtype of the old.
+        The new query and key: contiguous, of the shapes and dtype of the old, under autocast too.
 
     Raises:
         TypeError: a dtype that is not one of the three or not query's, or an argument that is not a tensor.

@@ -44,7 +44,7 @@ def timestep_embedding(
         dtype: of the result; float32, bfloat16 or float16.
 
     Returns:
-        (N, channels) of `dtype`.
+        (N, channels) of `dtype`, under autocast too.
 
     Raises:
         TypeError: a timestep that is not a tensor of real numbers, or another dtype.
