@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import sys
 import textwrap
 import warnings
 from collections.abc import Callable
@@ -22,6 +24,12 @@ class NotConverted(Exception):
 
 def available() -> bool:
     return importlib.util.find_spec("openvino") is not None
+
+
+def _import() -> Any:
+    # OpenVINO's conversion reports to its makers, unless the package that does so cannot be imported.
+    sys.modules.setdefault("openvino_telemetry", None)
+    return importlib.import_module("openvino")
 
 
 class Converted:
@@ -49,8 +57,7 @@ class Converted:
         return results if len(results) > 1 else results[0]
 
     def _compile(self, operands: list[Any], structure: pytree.TreeSpec, inputs: list[int]) -> Any:
-        import openvino
-
+        openvino = _import()
         dtype = operands[inputs[0]].dtype
         if dtype not in _PRECISIONS:
             raise NotConverted(f"OpenVINO has no {dtype} kernels for a CPU")
@@ -102,8 +109,7 @@ def _is_input(operand: Any, operands: list[Any]) -> bool:
 
 def _same_memory(tensor: Tensor) -> Any:
     """Without a copy, which would be timed, and which OpenVINO would not keep."""
-    import openvino
-
+    openvino = _import()
     if not tensor.is_contiguous():
         raise NotConverted("OpenVINO has contiguous tensors only")
     array = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
