@@ -8,12 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text already; the first `text_columns` columns are aligned to the left, the numbers to the right."""
+    """Cells are text already; the first `text_columns` columns are aligned to the left, the numbers to the right.
+
+    Notes stand below, one a line.
+    """
 
     title: str
     headers: list[str]
     rows: list[list[str]]
     text_columns: int = 1
+    notes: tuple[str, ...] = ()
 
     def text(self) -> str:
         lines = [self.headers, *self.rows]
@@ -27,7 +31,7 @@ class Table:
             return "  ".join(aligned).rstrip()
 
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        return "\n".join([self.title, line_of(self.headers), rule, *map(line_of, self.rows)])
+        return "\n".join([self.title, line_of(self.headers), rule, *map(line_of, self.rows), *self.notes])
 
     def html(self) -> str:
         def row(cells: list[str], tag: str) -> str:
@@ -39,4 +43,6 @@ class Table:
 
         body = "\n".join(row(cells, "td") for cells in self.rows)
         head = row(self.headers, "th")
-        return f"<h3>{html.escape(self.title)}</h3>\n<table><thead>{head}</thead>\n<tbody>\n{body}\n</tbody></table>"
+        notes = "".join(f"\n<p>{html.escape(note)}</p>" for note in self.notes)
+        table = f"<table><thead>{head}</thead>\n<tbody>\n{body}\n</tbody></table>"
+        return f"<h3>{html.escape(self.title)}</h3>\n{table}{notes}"

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bench.kernels import OPS, plots
+from bench.kernels import OPS, openvino, plots
 from bench.kernels.case import DIRECTIONS, DTYPES, LAYOUTS, Case
-from bench.kernels.measure import BASELINES
+from bench.kernels.measure import ALL_BASELINES, BASELINES, CACHES
 from bench.kernels.summary import summarize
 from bench.kernels.tables import run_tables, summary_tables, threads_text
 from bench.kernels.worker import Job, run_job
+from bench.peak import measure_peak
 from bench.report import page
 from bench.timing import Budget
 from fastdiff._files import atomic_write
 
-HELP = "fused kernels against eager PyTorch, torch.compile and a plain copy"
+HELP = "fused kernels against eager PyTorch, torch.compile, OpenVINO and a plain copy"
 SCHEMA = "fastdiff.bench.kernels/1"
 FULL = Budget(seconds=1.5, min_repetitions=7, max_repetitions=200)
 QUICK = Budget(seconds=0.2, min_repetitions=3, max_repetitions=50)
@@ -35,7 +37,9 @@ _INTRODUCTION = (
     "the copy is 2U. The floor is what a kernel must move that keeps nothing in the cache: of group_norm_silu "
     "3U forward and 5U backward, of sampler_step 5U; on a CPU at the pace of the copy, on a GPU at the bandwidth of "
     "its memory. "
-    "The ratio is the better of the baselines over fastdiff. Warm: the same call ran just before. "
+    "The ratio is the better of eager and compile over fastdiff, the ov ratio OpenVINO over fastdiff (forward passes "
+    "on a CPU). Of the peak: GFLOP/s against multiply-adds that wait for nothing, one core's times the threads. "
+    "Warm: the same call ran just before. "
     "Cold: a buffer larger than the last-level cache was walked in between."
 )
 
@@ -60,7 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a class of shapes ({_allowed(SHAPE_CLASSES)}) or sizes as NxCxHxW; default: all",
     )
     parser.add_argument(
-        "--baselines", type=_one_of(BASELINES), default=BASELINES, metavar="NAME[,...]", help=_allowed(BASELINES)
+        "--baselines",
+        type=_one_of(ALL_BASELINES),
+        default=ALL_BASELINES,
+        metavar="NAME[,...]",
+        help=f"{_allowed(ALL_BASELINES)}; the ratio is that of the better of the first two",
     )
     parser.add_argument(
         "--allocator",
@@ -76,9 +84,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Measure, print and write. Raises ValueError for arguments that do not go together, and WorkerFailed."""
     cases = select_cases(arguments)
     allocators = _allocators(arguments)
+    baselines = chosen_baselines(arguments)
     budget = QUICK if arguments.quick else FULL
     jobs = [
-        Job(cases, arguments.baselines, budget, arguments.device, threads, allocator)
+        Job(cases, baselines, budget, arguments.device, threads, allocator)
         for allocator in allocators
         for threads in arguments.threads
     ]
@@ -144,6 +153,23 @@ def _allocators(arguments: argparse.Namespace) -> tuple[str, ...]:
     return ("tuned", "default")
 
 
+def chosen_baselines(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The baselines that are asked for and there. Raises ValueError without one that the ratio can be of."""
+    chosen = arguments.baselines
+    if not set(chosen) & set(BASELINES):
+        raise ValueError(f"--baselines needs {' or '.join(BASELINES)}, which the ratio is of; got {_allowed(chosen)}")
+    if openvino.NAME not in chosen:
+        return chosen
+    if arguments.device == "cuda":
+        reason = "it is measured on a CPU only"
+    elif not openvino.available():
+        reason = "it is not installed; pip install openvino"
+    else:
+        return chosen
+    print(f"without {openvino.NAME}: {reason}", file=sys.stderr)
+    return tuple(name for name in chosen if name != openvino.NAME)
+
+
 def _measure(jobs: list[Job]) -> list[dict[str, Any]]:
     """Run the jobs one after the other, printing the table of each as soon as it is there."""
     load = os.getloadavg()[0]
@@ -159,11 +185,30 @@ def _measure(jobs: list[Job]) -> list[dict[str, Any]]:
             for record in stream:
                 records.append(record)
                 progress.update()
-            run = {"allocator": job.allocator, "threads": job.threads, "environment": environment, "records": records}
+            run = {
+                "allocator": job.allocator,
+                "threads": job.threads,
+                "environment": environment,
+                "peak": _peak(job, records),
+                "records": records,
+            }
             runs.append(run)
             for table in run_tables(run):
                 tqdm.write(f"\n{table.text()}")
     return runs
+
+
+def _peak(job: Job, records: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What GFLOP/s are compared with, if any are; the comparison goes into the records."""
+    results = [(r["dtype"], r["caches"][cache]) for r in records for cache in CACHES]
+    results = [(dtype, result) for dtype, result in results if "gflop_per_s" in result]
+    if job.device == "cuda" or not results:
+        return None
+    peak = measure_peak().times(job.threads)
+    if peak.gflop_per_s is not None:
+        for dtype, result in results:
+            result["percent_of_peak"] = 100 * result["gflop_per_s"] / peak.gflop_per_s[dtype]
+    return asdict(peak)
 
 
 def _html(runs: list[dict[str, Any]], tables: list[Any], created: str) -> str:

@@ -10,8 +10,8 @@ from bench.kernels.tables import run_title
 
 Json = dict[str, Any]
 # Wong's palette (Nature Methods 8, 441): told apart by colour-blind readers too.
-_COLORS = {"fastdiff": "#0072B2", "eager": "#D55E00", "compile": "#E69F00", "copy": "#999999"}
-_MARKERS = {"fastdiff": "o", "eager": "s", "compile": "^", "copy": "|"}
+_COLORS = {"fastdiff": "#0072B2", "eager": "#D55E00", "compile": "#E69F00", "openvino": "#009E73", "copy": "#999999"}
+_MARKERS = {"fastdiff": "o", "eager": "s", "compile": "^", "openvino": "D", "copy": "|"}
 
 
 def available() -> bool:
@@ -44,10 +44,11 @@ def _plot(run: Json, op: str, direction: str) -> str:
 
 
 def _draw_over_floor(axes: Any, records: list[Json]) -> None:
-    for name in records[0]["caches"]["warm"]["contenders"]:
-        results = [record["caches"]["warm"] for record in records]
-        values = [result["contenders"][name]["median_ms"] / result["floor_ms"] for result in results]
-        axes.plot(values, range(len(records)), _MARKERS[name], color=_COLORS[name], label=name, markersize=7)
+    results = [record["caches"]["warm"] for record in records]
+    for name in dict.fromkeys(name for result in results for name in result["contenders"]):
+        rows = [row for row, result in enumerate(results) if name in result["contenders"]]
+        values = [results[row]["contenders"][name]["median_ms"] / results[row]["floor_ms"] for row in rows]
+        axes.plot(values, rows, _MARKERS[name], color=_COLORS[name], label=name, markersize=7)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_xlabel(f"time over the {records[0]['floor_units']}U floor, warm cache (lower is better)")
@@ -63,7 +64,7 @@ def _draw_ratio(axes: Any, records: list[Json]) -> None:
         bars = axes.barh(positions, values, height, label=f"{cache} cache", color=("#0072B2", "#56B4E9")[i])
         axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_xlabel("times faster than the better baseline (higher is better)")
+    axes.set_xlabel("times faster than the better of eager and compile (higher is better)")
     axes.legend()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.kernels.measure import BASELINES, CACHES
+from bench.kernels import openvino
+from bench.kernels.measure import ALL_BASELINES, CACHES
 from bench.table import Table
 
 Json = dict[str, Any]
@@ -30,38 +31,63 @@ def run_tables(run: Json) -> list[Table]:
 
 def _op_table(run: Json, records: list[Json]) -> Table:
     """One line a case and cache state. Times are medians in ms."""
-    baselines = [name for name in BASELINES if name in records[0]["caches"]["warm"]["contenders"]]
-    contenders = ["fastdiff", *baselines, "copy"]
-    floor_headers = ["3U", "floor", "x floor", "GB/s", "% floor", "GFLOP/s"]
-    headers = ["shape", "dtype", "layout", "pass", "cache", *contenders, "ratio", *floor_headers]
-    rows = [_row(record, cache, contenders) for record in records for cache in CACHES]
-    return Table(f"{records[0]['op']}: {run_title(run)}", headers, rows, text_columns=5)
+    results = [record["caches"][cache] for record in records for cache in CACHES]
+    measured = [name for name in ALL_BASELINES if any(name in result["contenders"] for result in results)]
+    contenders = ["fastdiff", *measured, "copy"]
+    ratios = {"ratio": "ratio"} | ({"ov ratio": "openvino_ratio"} if openvino.NAME in measured else {})
+    speeds = {}
+    if any("gflop_per_s" in result for result in results):
+        speeds["GFLOP/s"] = "gflop_per_s"
+        if run["peak"]:
+            speeds["% peak"] = "percent_of_peak"
+    floor_headers = ["3U", "floor", "x floor", "GB/s", "% floor"]
+    headers = ["shape", "dtype", "layout", "pass", "cache", *contenders, *ratios, *floor_headers, *speeds]
+    rows = [
+        _row(record, cache, contenders, list(ratios.values()), list(speeds.values()))
+        for record in records
+        for cache in CACHES
+    ]
+    title = f"{records[0]['op']}: {run_title(run)}"
+    return Table(title, headers, rows, text_columns=5, notes=_notes(run, records, "% peak" in speeds))
 
 
-def _row(record: Json, cache: str, contenders: list[str]) -> list[str]:
+def _row(record: Json, cache: str, contenders: list[str], ratios: list[str], speeds: list[str]) -> list[str]:
     result = record["caches"][cache]
-    times = [_milliseconds(result["contenders"][name]["median_ms"]) for name in contenders]
+    timings = result["contenders"]
     return [
         "x".join(map(str, record["shape"])),
         record["dtype"],
         record["layout"],
         record["direction"],
         cache,
-        *times,
-        f"{result['ratio']:.2f}",
+        *(_milliseconds(timings[name]["median_ms"]) if name in timings else "-" for name in contenders),
+        *(f"{result[name]:.2f}" if name in result else "-" for name in ratios),
         _milliseconds(result["floor_3u_ms"]),
         f"{record['floor_units']}U",
         f"{result['times_floor']:.2f}",
         f"{result['gb_per_s']:.1f}",
         f"{result['percent_of_floor']:.0f}",
-        f"{result['gflop_per_s']:.0f}" if "gflop_per_s" in result else "-",
+        *(f"{result[name]:.0f}" if name in result else "-" for name in speeds),
     ]
 
 
+def _notes(run: Json, records: list[Json], with_peak: bool) -> tuple[str, ...]:
+    notes = [f"without {name}: {reason}" for record in records for name, reason in record["left_out"].items()]
+    if with_peak:
+        peak = run["peak"]["gflop_per_s"]
+        if peak is None:
+            notes.append(f"no peak: {run['peak']['reason']}")
+        else:
+            dtypes = dict.fromkeys(record["dtype"] for record in records)
+            values = ", ".join(f"{dtype} {peak[dtype]:.0f}" for dtype in dtypes)
+            notes.append(f"peak of {threads_text(run['threads'])}, in GFLOP/s: {values}")
+    return tuple(dict.fromkeys(notes))
+
+
 def summary_tables(summary: Json) -> list[Table]:
-    tables = [_ratio_table("Fastdiff against the better of the baselines, same settings", summary["ratios"])]
+    tables = [_ratio_table("Fastdiff against the better of eager and compile, same settings", summary["ratios"])]
     if summary["against_default"]:
-        title = "Fastdiff with the tuned allocator against the better of the baselines with the default one"
+        title = "Fastdiff with the tuned allocator against the better of eager and compile with the default one"
         tables.append(_ratio_table(title, summary["against_default"]))
     if summary["scaling"]:
         tables.append(_scaling_table(summary["scaling"]))

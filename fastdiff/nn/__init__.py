@@ -1,7 +1,18 @@
 """Drop-in torch modules on the fused ops."""
 
+from fastdiff.nn.ada_layer_norm import AdaLayerNormContinuous, AdaLayerNormZero, AdaLayerNormZeroSingle
 from fastdiff.nn.attention import Attention
+from fastdiff.nn.feed_forward import GEGLU, FeedForward
 from fastdiff.nn.group_norm_silu import GroupNormSiLU
 from fastdiff.nn.timesteps import Timesteps
 
-__all__ = ["Attention", "GroupNormSiLU", "Timesteps"]
+__all__ = [
+    "GEGLU",
+    "AdaLayerNormContinuous",
+    "AdaLayerNormZero",
+    "AdaLayerNormZeroSingle",
+    "Attention",
+    "FeedForward",
+    "GroupNormSiLU",
+    "Timesteps",
+]

@@ -24,6 +24,16 @@ def check_activations(x, **others) -> None:
             raise ValueError(f"{name} must have x's shape {tuple(x.shape)}, got {tuple(operand.shape)}")
 
 
+def promoted_under_autocast(x, residual):
+    """x and residual as PyTorch's own sum sees them: autocast makes a branch bfloat16 beside a float32 residual."""
+    if not (isinstance(x, Tensor) and isinstance(residual, Tensor)) or x.dtype == residual.dtype:
+        return x, residual
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, residual
+    dtype = torch.promote_types(x.dtype, residual.dtype)
+    return x.to(dtype), residual.to(dtype)
+
+
 def per_token(x: Tensor, **modulations) -> list[Tensor]:
     """The modulations, each (batch, channels) or (batch, 1 or tokens, channels), in three dimensions."""
     batch, tokens, channels = x.shape

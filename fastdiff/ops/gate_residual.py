@@ -13,6 +13,10 @@ def gate_residual(x: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
     The gate of adaLN-Zero (Scalable Diffusion Models with Transformers, arXiv:2212.09748, figure 3). Where a norm
     follows, :func:`fastdiff.ops.layer_norm_modulate` does both. Arithmetic is float32 for every dtype, rounded once.
 
+    `torch.compile` traces the definition instead on a CPU: beside other elementwise work, Inductor's fusion takes 0.6
+    of the time (float32 and bfloat16, 2 to 21 million elements, forward; with the backward pass it is 0.75 to 1.2).
+    Between a linear layer and a norm they are even; with nothing beside it, the op would be 1.0 to 1.5 times as fast.
+
     Args:
         x: (N, L, C), the branch's result; float32, bfloat16 or float16. Any strides; read in place where the last one
             is 1.
@@ -20,15 +24,16 @@ def gate_residual(x: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
         residual: like x.
 
     Returns:
-        (N, L, C) of x's dtype, contiguous.
+        (N, L, C) of x's dtype, contiguous. Under autocast x and residual may have two dtypes; it is of the wider.
 
     Raises:
         TypeError: a dtype that is not one of the three or not x's, or an argument that is not a tensor.
         ValueError: a shape or device that does not fit.
     """
+    x, residual = _tokens.promoted_under_autocast(x, residual)
     _tokens.check_activations(x, residual=residual)
     gate = _tokens.per_token(x, gate=gate)[0]
-    if _switch.reference_depth:
+    if _switch.reference_depth or _dispatch.is_left_to_inductor(x):
         return reference.gate_residual(x, gate, residual)
     _extension.require()
     return _dispatch.call(torch.ops.fastdiff.gate_residual.default, x, gate, residual)

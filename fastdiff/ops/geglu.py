@@ -15,13 +15,17 @@ def geglu(x: Tensor, *, approximate: str = "none") -> Tensor:
     The gated activation of transformer blocks' feed-forward layers (GLU Variants Improve Transformer,
     arXiv:2002.05202). Arithmetic is float32 for every dtype, rounded once. NaN gives NaN.
 
+    It stays one operation under `torch.compile`. On a CPU, what Inductor makes of the definition takes 1.1 to 1.9 times
+    as long by itself, and 2.3 to 3.8 times with tanh. Only in float32, without tanh and with elementwise work on both
+    sides to fuse with, which models have not, it would save a third to a half.
+
     Args:
         x: (..., 2 * F) float32, bfloat16 or float16: hidden, then gate. Any strides; read in place where the last one
             is 1 and the rows lie evenly.
         approximate: "none" is the Gaussian distribution (arXiv:1606.08415), "tanh" its approximation by tanh.
 
     Returns:
-        (..., F) of x's dtype, contiguous.
+        (..., F) of x's dtype, under autocast too, contiguous.
 
     Raises:
         TypeError: a dtype that is not one of the three, or an x that is not a tensor.

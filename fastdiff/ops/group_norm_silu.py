@@ -41,7 +41,7 @@ def group_norm_silu(
         activation: "silu" or "identity".
 
     Returns:
-        A tensor of x's shape and dtype, dense, channels-last if x is.
+        A tensor of x's shape and dtype, under autocast too, dense, channels-last if x is.
 
     Raises:
         TypeError: a dtype that is not one of the three, or an argument that is not a tensor.

@@ -31,6 +31,10 @@ def layer_norm_modulate(
     dtype; the variance is that around the mean. Results do not depend on the number of threads or on the other samples
     of the batch. A NaN or infinity in a token makes that token NaN, as in PyTorch.
 
+    It stays one operation under `torch.compile`. On a CPU, what Inductor makes of the definition takes 1.2 to 2.4 times
+    as long by itself, and about as long with elementwise work on both sides to fuse with (0.8 to 1.1 times; with the
+    backward pass 0.9 to 1.4).
+
     Args:
         x: (N, L, C), float32, bfloat16 or float16. Any strides; read in place where the last one is 1.
         scale, shift: of one shape: (N, C), the same for all tokens, or (N, L, C) or (N, 1, C); any of the three dtypes.
@@ -41,12 +45,14 @@ def layer_norm_modulate(
         weight, bias: (C,), any of the three dtypes; None is 1 and 0.
 
     Returns:
-        y and total, both (N, L, C) of x's dtype. Without a residual, total is x itself.
+        y and total, both (N, L, C) of x's dtype. Without a residual, total is x itself. Under autocast x and residual
+        may have two dtypes; the results are of the wider.
 
     Raises:
         TypeError: a dtype that is not one of the three or not x's, or an argument that is not a tensor.
         ValueError: a shape, device or norm that does not fit, or a gate without a residual.
     """
+    x, residual = _tokens.promoted_under_autocast(x, residual)
     _tokens.check_activations(x, residual=residual)
     scale, shift = _tokens.per_token(x, scale=scale, shift=shift)
     if shift.shape != scale.shape:

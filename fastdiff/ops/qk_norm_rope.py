@@ -30,6 +30,9 @@ def qk_norm_rope(
     samples of the batch. A NaN in a head makes that head of that token NaN; an infinity makes it NaN and 0, as in
     PyTorch. Differentiable in query, key and the weights.
 
+    It stays one operation under `torch.compile`: on a CPU, what Inductor makes of the definition takes 1.8 to 4.8 times
+    as long, with elementwise work on both sides to fuse with.
+
     Args:
         query: (N, L, heads, D); float32, bfloat16 or float16. Any strides; read in place where the last one is 1, so
             slices of a fused projection are not copied.
@@ -44,7 +47,7 @@ def qk_norm_rope(
         text_tokens: how many of the first tokens are normalised and not rotated.
 
     Returns:
-        The new query and key: contiguous, of the shapes and dtype of the old.
+        The new query and key: contiguous, of the shapes and dtype of the old, under autocast too.
 
     Raises:
         TypeError: a dtype that is not one of the three or not query's, or an argument that is not a tensor.

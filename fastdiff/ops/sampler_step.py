@@ -40,7 +40,7 @@ def sampler_step(
         history: at most 4 tensors of sample's shape; any of the three dtypes.
 
     Returns:
-        A new dense tensor of sample's shape, dtype and order of dimensions.
+        A new dense tensor of sample's shape, order of dimensions and dtype, under autocast too.
 
     Raises:
         TypeError: a dtype that is not one of the three, or an argument that is not a tensor.

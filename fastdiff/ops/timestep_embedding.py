@@ -31,6 +31,9 @@ def timestep_embedding(
     Angles are float64, so the result is right to float32's last digits at any timestep; in float32, as in other
     implementations, an angle of a thousand radians is off by 6e-5. Differentiable in timestep.
 
+    For that it stays one operation under `torch.compile`, though what Inductor makes of the definition in float32 would
+    save 25 of its 65 us a call.
+
     Args:
         timestep: (N,) of any integer or floating dtype. bfloat16 has rounded 750 to 752: keep timesteps in float32.
         channels: width of the embedding; an odd one ends in a zero.
@@ -41,7 +44,7 @@ def timestep_embedding(
         dtype: of the result; float32, bfloat16 or float16.
 
     Returns:
-        (N, channels) of `dtype`.
+        (N, channels) of `dtype`, under autocast too.
 
     Raises:
         TypeError: a timestep that is not a tensor of real numbers, or another dtype.

@@ -1,5 +1,6 @@
 """bench/run.py as a user runs it: what it writes, and what it says to bad arguments."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import bench.run
-from bench.kernels import OPS
+from bench.kernels import OPS, command, openvino
 from bench.kernels.case import Case
 from bench.kernels.worker import Job, WorkerFailed, run_job
 from bench.timing import Budget
@@ -102,6 +103,7 @@ def test_report_is_one_self_contained_page(finished):
         (["kernels", "--op", "attention", "--shape", "1x32x4x4"], "(batch, heads, Lq, head_dim, Lkv), got 4 sizes"),
         (["kernels", "--op", "sampler_step", "--direction", "backward"], "nothing to measure"),
         (["kernels", "--baselines", ""], "'' is not one of eager, compile"),
+        (["kernels", "--baselines", "openvino"], "--baselines needs eager or compile"),
         (["kernels", "--allocator", "jemalloc"], "jemalloc"),
         (["kernels", "--device", "cuda", "--allocator", "tuned"], "leave it out with --device cuda"),
         (["kernels", "--json", "/nowhere/result.json"], "/nowhere does not exist"),
@@ -144,11 +146,25 @@ def test_compile_is_a_contender_like_the_others():
     assert set(record["caches"]["warm"]["contenders"]) == {"fastdiff", "eager", "compile", "copy"}
 
 
-def test_every_op_has_a_table_of_its_own():
+def test_openvino_that_is_not_there_is_said_in_one_line(monkeypatch, capsys):
+    for device, installed, reason in (("cpu", False, "not installed"), ("cuda", True, "on a CPU only")):
+        monkeypatch.setattr(openvino, "available", lambda installed=installed: installed)
+        arguments = argparse.Namespace(baselines=("eager", "openvino"), device=device)
+        assert command.chosen_baselines(arguments) == ("eager",)
+        complaint = capsys.readouterr().err
+        assert reason in complaint and complaint.count("\n") == 1
+
+
+def test_every_op_has_a_table_of_its_own(tmp_path):
     ops = ["attention", "sampler_step"]
     process = run_bench(
         *("kernels", "--op", ",".join(ops), "--quick", "--shape", "1x2x8x4x8", "--dtype", "bf16", "--layout", "NCHW"),
         *("--direction", "forward", "--allocator", "default", "--baselines", "eager"),
+        *("--json", str(tmp_path / "result.json")),
     )
     assert process.returncode == 0, process.stderr
+    (run,) = json.loads((tmp_path / "result.json").read_text())["runs"]
+    attention, sampler_step = (record["caches"]["warm"] for record in run["records"])
+    assert attention["percent_of_peak"] == 100 * attention["gflop_per_s"] / run["peak"]["gflop_per_s"]["bf16"]
+    assert "percent_of_peak" not in sampler_step
     assert [line.split(":")[0] for line in process.stdout.splitlines() if "default allocator" in line] == ops

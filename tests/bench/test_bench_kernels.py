@@ -7,7 +7,9 @@ import fastdiff
 from bench.kernels import OPS
 from bench.kernels.case import Case
 from bench.kernels.measure import WrongResult, check_contenders, relate
+from bench.kernels.openvino import NotConverted
 from bench.kernels.summary import summarize
+from bench.kernels.tables import run_tables
 from bench.table import Table
 from bench.timing import Timing
 
@@ -57,7 +59,8 @@ def test_operands_have_the_layout_and_dtype_of_the_case(direction, layout):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_a_right_contender_passes_with_its_errors_reported(direction):
     problem = build(case(direction), eager=fastdiff.reference.group_norm_silu)
-    errors = check_contenders(case(direction), problem)
+    errors, left_out = check_contenders(case(direction), problem)
+    assert not left_out
     assert set(errors["eager"]) == set(problem.output_names)
     assert all(0 < error["max_abs"] < 1e-3 for error in errors["eager"].values())
 
@@ -78,6 +81,18 @@ def test_a_wrong_contender_is_refused_by_name(wrong, direction):
         check_contenders(case(direction), problem)
 
 
+def test_openvino_is_left_out_with_the_reason() -> None:
+    for broken, reason in ((forgets_time_bias, "openvino gives a wrong y"), (is_not_converted, "no such op")):
+        problem = build(case(), right=fastdiff.reference.group_norm_silu, openvino=broken)
+        errors, left_out = check_contenders(case(), problem)
+        assert set(errors) == {"right"}
+        assert set(left_out) == {"openvino"} and reason in left_out["openvino"]
+
+
+def is_not_converted(*args, **kwargs):
+    raise NotConverted("no such op")
+
+
 def timing(median_ms, min_ms=None):
     return Timing(median_ms, median_ms if min_ms is None else min_ms, 5)
 
@@ -92,6 +107,14 @@ def test_the_floor_follows_the_copy_where_no_bandwidth_is_known():
     assert result["times_floor"] == pytest.approx(2.0)
     assert result["percent_of_floor"] == pytest.approx(50.0)
     assert result["gb_per_s"] == pytest.approx(2.0)  # 12 MB in 6 ms
+
+
+def test_openvino_has_a_ratio_of_its_own() -> None:
+    timings = {"fastdiff": timing(2.0), "eager": timing(8.0), "openvino": timing(3.0), "copy": timing(1.0)}
+    result = relate(timings, unit_bytes=1, floor_units=3, peak_gb_per_s=None)
+    assert (result["best_baseline"], result["ratio"], result["openvino_ratio"]) == ("eager", 4.0, 1.5)
+    del timings["openvino"]
+    assert "openvino_ratio" not in relate(timings, unit_bytes=1, floor_units=3, peak_gb_per_s=None)
 
 
 def test_the_floor_follows_the_peak_bandwidth_where_it_is_known():
@@ -161,11 +184,46 @@ def test_sampler_step_is_measured_with_guidance_and_history():
         return fastdiff.reference.sampler_step(*args, **kwargs)
 
     problem = build(case, right=fastdiff.ops.sampler_step)
-    assert check_contenders(case, problem)["right"]["sample"]["relative"] < 1e-2
+    assert check_contenders(case, problem)[0]["right"]["sample"]["relative"] < 1e-2
     assert problem.floor_units == 5 and problem.unit_bytes == 2 * 2 * 64 * 15
     with pytest.raises(WrongResult, match="broken gives a wrong sample"):
         check_contenders(case, build(case, broken=forgets_guidance))
     assert len(seen["history"]) == 1
+
+
+def attention_run(peak):
+    """Two cases, of which OpenVINO ran one."""
+    records = []
+    for dtype, openvino in (("fp32", {"openvino": timing(3.0)}), ("bf16", {})):
+        timings = {"fastdiff": timing(2.0), "eager": timing(8.0), **openvino, "copy": timing(1.0)}
+        result = relate(timings, unit_bytes=1000, floor_units=2, peak_gb_per_s=None) | {"gflop_per_s": 59.0}
+        if peak and peak["gflop_per_s"]:
+            result["percent_of_peak"] = 5900 / peak["gflop_per_s"][dtype]
+        left_out = {} if openvino else {"openvino": "too new"}
+        case = {"op": "attention", "direction": "forward", "shape": [1, 2], "dtype": dtype, "layout": "NCHW"}
+        records.append(case | {"floor_units": 2, "left_out": left_out, "caches": {"warm": result, "cold": result}})
+    environment = {"device": "cpu", "device_model": "a processor", "fastdiff": {}}
+    return {"allocator": "tuned", "threads": 2, "environment": environment, "peak": peak, "records": records}
+
+
+def test_table_shows_peak_and_openvino() -> None:
+    (table,) = run_tables(attention_run({"gflop_per_s": {"fp32": 118.0, "bf16": 236.0}, "reason": None}))
+    columns = [dict(zip(table.headers, row, strict=True)) for row in table.rows[::2]]
+    assert [(c["openvino"], c["ratio"], c["ov ratio"]) for c in columns] == [
+        ("3.000", "4.00", "1.50"),
+        ("-", "4.00", "-"),
+    ]
+    assert [(c["GFLOP/s"], c["% peak"]) for c in columns] == [("59", "50"), ("59", "25")]
+    assert table.notes == ("without openvino: too new", "peak of 2 threads, in GFLOP/s: fp32 118, bf16 236")
+    assert table.text().endswith("\n".join(table.notes)) and all(note in table.html() for note in table.notes)
+
+
+def test_table_says_why_there_is_no_peak() -> None:
+    (table,) = run_tables(attention_run({"gflop_per_s": None, "reason": "no C++ compiler was found"}))
+    assert table.headers[-1] == "% peak" and table.rows[0][-1] == "-"
+    assert "no peak: no C++ compiler was found" in table.notes
+    (on_a_gpu,) = run_tables(attention_run(None))
+    assert on_a_gpu.headers[-1] == "GFLOP/s"
 
 
 def test_tables_align_text_left_and_numbers_right_and_escape_html():

@@ -328,16 +328,6 @@ def test_compile_has_no_graph_break_and_no_recompile_storm() -> None:
     assert compiles.frame_count <= 2, "one compilation for the first size, one for all others"
 
 
-def test_export() -> None:
-    class Block(torch.nn.Module):
-        def forward(self, query, key, value):
-            return fastdiff.ops.attention(query, key, value)
-
-    operands = make((1, 6, 2, 9, 2, 8))
-    program = torch.export.export(Block(), tuple(operands))
-    assert torch.equal(program.module()(*operands), fastdiff.ops.attention(*operands))
-
-
 def test_autocast_casts_as_for_torch() -> None:
     query, key, value = make((1, 6, 2, 9, 2, 8))
     with torch.autocast("cpu", torch.bfloat16):

@@ -411,21 +411,6 @@ def test_compile_with_gradients() -> None:
     torch.testing.assert_close(norm.weight.grad, eager[1], rtol=1e-4, atol=1e-5)
 
 
-def test_export() -> None:
-    norm = fastdiff.nn.GroupNormSiLU(4, 16)
-    x = torch.randn(2, 16, 6, 6)
-    program = torch.export.export(norm, (x,))
-    assert torch.equal(program.module()(x), norm(x))
-
-
-def test_autocast_keeps_the_input_dtype() -> None:
-    norm = fastdiff.nn.GroupNormSiLU(4, 16)
-    x = torch.randn(2, 16, 6, 6)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert norm(x).dtype == torch.float32
-        assert norm(x.bfloat16()).dtype == torch.bfloat16
-
-
 def test_inference_mode_and_no_grad() -> None:
     norm = fastdiff.nn.GroupNormSiLU(4, 16)
     x = torch.randn(2, 16, 6, 6)

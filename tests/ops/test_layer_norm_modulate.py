@@ -284,7 +284,7 @@ def test_gradcheck_of_the_definition(norm) -> None:
     )
 
 
-def test_compile_and_export() -> None:
+def test_compile_has_no_graph_break() -> None:
     def block(x, scale, shift, gate, residual):
         y, total = ops.layer_norm_modulate(x * 2, scale, shift, gate=gate, residual=residual)
         return y + 1, total
@@ -295,12 +295,6 @@ def test_compile_and_export() -> None:
         operands = make((2, tokens, 12), names=("gate", "residual"))
         arguments = [operands[name] for name in names]
         torch.testing.assert_close(compiled(*arguments), block(*arguments))
-
-    class Module(torch.nn.Module):
-        def forward(self, *arguments):
-            return block(*arguments)
-
-    torch.testing.assert_close(torch.export.export(Module(), tuple(arguments)).module()(*arguments), block(*arguments))
 
 
 def test_reference_switch_and_float64() -> None:

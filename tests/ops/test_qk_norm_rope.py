@@ -501,17 +501,6 @@ def test_compile_has_no_graph_break() -> None:
             torch.testing.assert_close(a, b)
 
 
-def test_export() -> None:
-    class Rotate(torch.nn.Module):
-        def forward(self, query, key, cos, sin):
-            return ops.qk_norm_rope(query, key, None, None, cos, sin)
-
-    problem = make((2, 3, 2, 2, 16, 16, 0))
-    inputs = (problem.query, problem.key, problem.cos, problem.sin)
-    exported = torch.export.export(Rotate(), inputs).module()
-    assert all(map(torch.equal, exported(*inputs), Rotate()(*inputs)))
-
-
 def test_inference_mode_and_no_grad() -> None:
     problem = make((1, 3, 2, 2, 16, 16, 0))
     problem.query.requires_grad_()
@@ -522,14 +511,6 @@ def test_inference_mode_and_no_grad() -> None:
             results = ops.qk_norm_rope(*problem.operands)
         assert not results[0].requires_grad
         assert all(map(torch.equal, results, want))
-
-
-def test_autocast_leaves_the_projections_dtype() -> None:
-    """Linear layers give bfloat16 under autocast, while the weights of the norms stay float32."""
-    problem = make((1, 3, 2, 2, 16, 16, 0), torch.bfloat16, weight_dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        results = ops.qk_norm_rope(*problem.operands)
-    assert all(map(torch.equal, results, ops.qk_norm_rope(*problem.operands)))
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

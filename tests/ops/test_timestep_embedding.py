@@ -224,12 +224,6 @@ def test_compile_has_no_graph_break() -> None:
         torch.testing.assert_close(*gradients)
 
 
-def test_export() -> None:
-    module = fastdiff.nn.Timesteps(32, True, 0)
-    timestep = torch.tensor([3, 999])
-    assert torch.equal(torch.export.export(module, (timestep,)).module()(timestep), module(timestep))
-
-
 def test_inference_mode_and_no_grad() -> None:
     timestep = torch.rand(3, requires_grad=True)
     want = ops.timestep_embedding(timestep, 16)

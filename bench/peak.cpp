@@ -1,0 +1,90 @@
+// What the arithmetic units of one core can do at most, for "% peak" in the benchmark's tables.
+//
+// Prints a line for each kind of product, "fp32 GFLOP/s" and, where the instruction set has them, "bf16 GFLOP/s":
+// products of bfloat16 pairs, summed in float32. Built and run by bench/peak.py.
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdio>
+#include <cstring>
+#include <utility>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+// A chain of multiply-adds waits for its own last result: only more chains than latency (4 or 5) times units (2 or 4)
+// keep the units busy. They must fit the registers, which are 32 of 512 bits or 16 of 256.
+#if defined(__AVX512F__)
+using Vector = __m512;
+constexpr std::size_t kChains = 24;
+Vector fill(float value) { return _mm512_set1_ps(value); }
+Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm512_fmadd_ps(a, b, sum); }
+#elif defined(__AVX2__)
+using Vector = __m256;
+constexpr std::size_t kChains = 12;
+Vector fill(float value) { return _mm256_set1_ps(value); }
+Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
+#else
+// The compiler fuses the two operations where its baseline has that.
+using Vector = float __attribute__((vector_size(16)));
+#if defined(__aarch64__)
+constexpr std::size_t kChains = 24;
+#else
+constexpr std::size_t kChains = 12;
+#endif
+Vector fill(float value) { return Vector{value, value, value, value}; }
+Vector multiply_add(Vector a, Vector b, Vector sum) { return a * b + sum; }
+#endif
+
+constexpr int kLanes = sizeof(Vector) / sizeof(float);
+
+template <class Step, std::size_t... I>
+void advance(Vector* chains, long steps, Step step, std::index_sequence<I...>) {
+  for (long i = 0; i < steps; ++i) ((chains[I] = step(chains[I])), ...);
+}
+
+// Seconds of `steps` steps in every chain. The chains differ, and are used in the end, so that none can be left out.
+template <class Step>
+double time_chains(long steps, Step step) {
+  Vector chains[kChains];
+  for (std::size_t i = 0; i < kChains; ++i) chains[i] = fill(static_cast<float>(i));
+  const auto start = std::chrono::steady_clock::now();
+  advance(chains, steps, step, std::make_index_sequence<kChains>());
+  Vector total = fill(0);
+  for (Vector chain : chains) total = multiply_add(chain, chain, total);
+  float lanes[kLanes];
+  std::memcpy(lanes, &total, sizeof(total));
+  volatile float sink = lanes[0];
+  (void)sink;
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// GFLOP/s of `step`, which is `flops` operations: the best of many short runs, since what disturbs one makes it slower.
+template <class Step>
+double best_of_runs(int flops, Step step) {
+  constexpr int kRuns = 30;
+  constexpr long kSteps = 1 << 20;
+  double best = 0;
+  for (int run = 0; run < kRuns; ++run) {
+    best = std::max(best, 1e-9 * flops * kChains * kSteps / time_chains(kSteps, step));
+  }
+  return best;
+}
+
+}  // namespace
+
+int main() {
+  volatile float half = 0.5F;  // a factor that the compiler does not know; the sums stay finite and normal
+  const Vector factor = fill(half);
+  const auto fp32 = [=](Vector sum) { return multiply_add(sum, factor, factor); };
+  std::printf("fp32 %.2f\n", best_of_runs(2 * kLanes, fp32));
+#if defined(__AVX512BF16__)
+  const __m512bh pairs = _mm512_cvtne2ps_pbh(factor, factor);
+  const auto bf16 = [=](Vector sum) { return _mm512_dpbf16_ps(sum, pairs, pairs); };
+  std::printf("bf16 %.2f\n", best_of_runs(4 * kLanes, bf16));
+#endif
+}

@@ -1,0 +1,36 @@
+"""torch.compile of every op: no graph break, the right result, and the op itself in the graph where it is the faster.
+
+Which are the faster was measured; the docstrings of the ops say how.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from op_calls import op_call
+from torch.utils import _pytree as pytree
+
+from fastdiff import ops
+
+LEFT_TO_INDUCTOR = {"gate_residual"}
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("op", ops.__all__)
+def test_graph_holds_the_op_or_its_definition(op, dtype) -> None:
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append(module.graph)
+        return module.forward
+
+    torch._dynamo.reset()
+    args, kwargs = op_call(op, dtype)
+    compiled = torch.compile(getattr(ops, op), fullgraph=True, backend=backend)
+    got, want = compiled(*args, **kwargs), getattr(ops, op)(*args, **kwargs)
+    for a, b in zip(pytree.tree_leaves(got), pytree.tree_leaves(want), strict=True):
+        # Run without a compiler, as here, a definition rounds after each of its steps.
+        torch.testing.assert_close(a, b, **({"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {}))
+    (graph,) = graphs
+    ours = {str(node.target) for node in graph.nodes if str(node.target).startswith("fastdiff.")}
+    assert ours == (set() if op in LEFT_TO_INDUCTOR else {f"fastdiff.{op}.default"})
