@@ -14,9 +14,9 @@ SHAPES = {
     "latent": ((1, 4, 64, 64), (4, 4, 128, 128), (64, 3, 64, 64)),
     "video": ((1, 16, 21, 90, 160),),
 }
-UNITS = 5  # read the sample, two predictions and the history, write the new sample
-COEFFICIENTS = (0.96, -0.31, 0.12)
-GUIDANCE_SCALE = 7.5
+UNITS = 6  # read the sample, two predictions and the history, write the new sample and the model
+COLUMNS = {"GUIDANCE": 7.5, "MODEL_SAMPLE": 1.1, "MODEL_GUIDED": -0.4, "CLIP": torch.inf}
+COLUMNS |= {"SAMPLE": 0.96, "MODEL": -0.31, "HISTORY_0": 0.12}
 
 
 def check_shape(shape: tuple[int, ...]) -> None:
@@ -32,7 +32,7 @@ def build(case: Case, implementations: Mapping[str, Callable[..., Tensor]], devi
         contenders={name: _step(function, operands) for name, function in implementations.items()},
         copy=lambda: target.copy_(sample),
         expected=lambda: _step(reference.sampler_step, [operand.double() for operand in operands])(),
-        output_names=("sample",),
+        output_names=("sample", "model"),
         unit_bytes=sample.numel() * sample.element_size(),
         floor_units=UNITS,
     )
@@ -40,15 +40,15 @@ def build(case: Case, implementations: Mapping[str, Callable[..., Tensor]], devi
 
 def _step(function: Callable[..., Tensor], operands: list[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
     sample, prediction, uncond, previous = operands
-    return lambda: (
-        function(
-            sample,
-            prediction,
-            COEFFICIENTS,
-            uncond_prediction=uncond,
-            guidance_scale=GUIDANCE_SCALE,
-            history=(previous,),
-        ),
+    coefficients = torch.zeros(1, len(reference.StepColumn), device=sample.device)
+    for name, value in COLUMNS.items():
+        coefficients[0, reference.StepColumn[name]] = value
+    return lambda: function(
+        sample,
+        prediction,
+        coefficients,
+        uncond_prediction=uncond,
+        history=(previous,),
     )
 
 
