@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastdiff import _switch, reference
+from fastdiff import _dispatch, _extension, _switch, reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -23,15 +23,18 @@ def add_noise(
         alpha, sigma, target_clean, target_noise: (N,) float32 or float64, all of one dtype, on clean's device.
 
     Returns:
-        (noisy, target): new dense tensors of clean's shape and dtype, and of its order of dimensions where the first
-        is outermost.
+        (noisy, target): new dense tensors of clean's shape, dtype and order of dimensions.
 
     Raises:
         TypeError: an argument that is not a tensor, or of another dtype.
         ValueError: a shape or device that does not fit.
     """
     _check(clean, noise, alpha=alpha, sigma=sigma, target_clean=target_clean, target_noise=target_noise)
-    return reference.add_noise(clean, noise, alpha, sigma, target_clean, target_noise)
+    if _switch.reference_depth:
+        return reference.add_noise(clean, noise, alpha, sigma, target_clean, target_noise)
+    _extension.require()
+    arguments = (clean, noise, alpha, sigma, target_clean, target_noise)
+    return _dispatch.call(torch.ops.fastdiff.add_noise.default, *arguments)
 
 
 def _check(clean, noise, **coefficients) -> None:
@@ -54,3 +57,25 @@ def _check(clean, noise, **coefficients) -> None:
             raise TypeError(f"{name} must be float32 or float64 like alpha, got {tensor.dtype}")
         if tensor.shape != clean.shape[:1]:
             raise ValueError(f"{name} must have shape ({clean.shape[0]},), got {tuple(tensor.shape)}")
+
+
+def _fake(clean, noise, alpha, sigma, target_clean, target_noise):
+    return torch.empty_like(clean), torch.empty_like(clean)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[2:])
+
+
+def _backward(ctx, d_noisy, d_target):
+    alpha, sigma, target_clean, target_noise = ctx.saved_tensors
+    # The transposed map.
+    d_clean, d_noise = _dispatch.call(
+        torch.ops.fastdiff.add_noise.default, d_noisy, d_target, alpha, target_clean, sigma, target_noise
+    )
+    return d_clean, d_noise, None, None, None, None
+
+
+if _extension._C is not None:
+    torch.library.register_fake("fastdiff::add_noise", _fake)
+    torch.library.register_autograd("fastdiff::add_noise", _backward, setup_context=_setup_context)

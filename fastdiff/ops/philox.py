@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdiff import _switch, reference
+from fastdiff import _dispatch, _extension, _switch, reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_BITS, _UNIFORM, _NORMAL = range(3)  # Draw in csrc/common/philox.h
 
 
 def philox_bits(
@@ -38,7 +39,9 @@ def philox_bits(
         ValueError: a shape without a batch, or a number of seeds, a device or an integer that does not fit.
     """
     seeds = _checked_seeds(shape, seeds, offset, device)
-    return reference.philox_bits(shape, seeds, offset=offset)
+    if _switch.reference_depth:
+        return reference.philox_bits(shape, seeds, offset=offset)
+    return _draw(shape, seeds, offset, _BITS, torch.int64)
 
 
 def philox_uniform(
@@ -63,7 +66,9 @@ def philox_uniform(
     """
     _check_dtype(dtype)
     seeds = _checked_seeds(shape, seeds, offset, device)
-    return reference.philox_uniform(shape, seeds, offset=offset, dtype=dtype)
+    if _switch.reference_depth:
+        return reference.philox_uniform(shape, seeds, offset=offset, dtype=dtype)
+    return _draw(shape, seeds, offset, _UNIFORM, dtype)
 
 
 def philox_normal(
@@ -93,7 +98,14 @@ def philox_normal(
     """
     _check_dtype(dtype)
     seeds = _checked_seeds(shape, seeds, offset, device)
-    return reference.philox_normal(shape, seeds, offset=offset, dtype=dtype)
+    if _switch.reference_depth:
+        return reference.philox_normal(shape, seeds, offset=offset, dtype=dtype)
+    return _draw(shape, seeds, offset, _NORMAL, dtype)
+
+
+def _draw(shape, seeds, offset: int, kind: int, dtype: torch.dtype) -> Tensor:
+    _extension.require()
+    return _dispatch.call(torch.ops.fastdiff.philox.default, list(shape), seeds, offset, kind, dtype)
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
@@ -128,3 +140,11 @@ def _seeds_of_integers(seeds: Sequence[int], device: torch.device | str | None) 
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"seeds must be from -2**63 to 2**63 - 1, got {seed}")
     return torch.tensor(list(seeds), dtype=torch.int64, device=device)
+
+
+def _fake(shape, seeds, offset, kind, dtype):
+    return seeds.new_empty(shape, dtype=dtype)
+
+
+if _extension._C is not None:
+    torch.library.register_fake("fastdiff::philox", _fake)

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdiff import _switch, reference
+from fastdiff import _dispatch, _extension, _switch, reference
 from fastdiff.reference.sampler_step import StepColumn as StepColumn
+from fastdiff.reference.sampler_step import dynamic_threshold, step_within_limits
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HISTORY = 4  # kMaxHistory in csrc/common/sampler_step.h
+HISTORY_NAMES = tuple(f"history[{i}]" for i in range(MAX_HISTORY))
+COLUMNS = len(StepColumn)
 
 
 def sampler_step(
@@ -47,7 +50,8 @@ def sampler_step(
             with noise all that is not contiguous.
         prediction: the network's output, of sample's shape; any of the three dtypes, without another pass.
         coefficients: (steps, 13) float32 on sample's device. No guidance is 1 in its column, no clip infinity.
-        step: the row: an int, or a () int64 tensor on sample's device, which is read there.
+        step: the row: an int, or a () int64 tensor on sample's device, which is read there. A tensor whose value is
+            no row gives NaN.
         uncond_prediction: the unconditional (or weaker) network's output, of prediction's shape and dtype.
         history: at most 4 tensors of sample's shape and dtype, for the columns HISTORY_0 and on.
         seeds: (N,) int64 on sample's device. None: no noise is added, whatever its column says.
@@ -63,16 +67,19 @@ def sampler_step(
         ValueError: a shape, device, step or number of history tensors that does not fit.
     """
     _check(sample, prediction, coefficients, step, uncond_prediction, history, seeds, threshold)
-    return reference.sampler_step(
-        sample,
-        prediction,
-        coefficients,
-        step,
-        uncond_prediction=uncond_prediction,
-        history=history,
-        seeds=seeds,
-        threshold=threshold,
-    )
+    if _switch.reference_depth:
+        return reference.sampler_step(
+            sample,
+            prediction,
+            coefficients,
+            step,
+            uncond_prediction=uncond_prediction,
+            history=history,
+            seeds=seeds,
+            threshold=threshold,
+        )
+    arguments = _raw_arguments(sample, prediction, coefficients, step, uncond_prediction, history, seeds, threshold)
+    return _dispatch.call(torch.ops.fastdiff.sampler_step.default, *arguments)
 
 
 def sampler_step_(
@@ -105,81 +112,90 @@ def sampler_step_(
         tensors = (sample, prediction, coefficients, uncond_prediction, *history)
         if any(tensor is not None and tensor.requires_grad for tensor in tensors):
             raise RuntimeError("sampler_step_ has no gradient: use sampler_step, or torch.no_grad()")
-    reference.sampler_step_(
-        sample,
-        prediction,
-        coefficients,
-        step,
-        uncond_prediction=uncond_prediction,
-        history=history,
-        seeds=seeds,
-        threshold=threshold,
-        model_out=model_out,
-    )
+    if _switch.reference_depth:
+        reference.sampler_step_(
+            sample,
+            prediction,
+            coefficients,
+            step,
+            uncond_prediction=uncond_prediction,
+            history=history,
+            seeds=seeds,
+            threshold=threshold,
+            model_out=model_out,
+        )
+        return
+    arguments = _raw_arguments(sample, prediction, coefficients, step, uncond_prediction, history, seeds, threshold)
+    _dispatch.call(torch.ops.fastdiff.sampler_step_.default, *arguments, model_out)
+
+
+def _raw_arguments(sample, prediction, coefficients, step, uncond_prediction, history, seeds, threshold) -> tuple:
+    """Those of the custom op: a step that is a tensor or an int, and limits in place of the threshold."""
+    _extension.require()
+    limits = None
+    if threshold is not None:
+        limits = dynamic_threshold(sample, prediction, coefficients, step, uncond_prediction, threshold)
+    step_tensor, step_value = (step, 0) if isinstance(step, Tensor) else (None, step)
+    return sample, prediction, coefficients, step_tensor, step_value, uncond_prediction, list(history), seeds, limits
 
 
 def _check(
     sample, prediction, coefficients, step, uncond_prediction, history, seeds, threshold, model_out=None
 ) -> None:
-    _check_like_sample("sample", sample, sample)
-    if sample.dim() == 0:
+    """The kernel takes 2 us, so every check is one comparison; what was wrong is put in words after it."""
+    if not isinstance(sample, Tensor):
+        raise TypeError(f"sample must be a tensor, got {type(sample).__name__}")
+    shape, device, kept = sample.shape, sample.device, (sample.dtype,)
+    _check_operand("sample", sample, DTYPES, shape, device)
+    if not shape:
         raise ValueError("sample must have a batch dimension, got a scalar")
-    _check_like_sample("prediction", prediction, sample)
+    _check_operand("prediction", prediction, DTYPES, shape, device)
     if uncond_prediction is not None:
-        _check_like_sample("uncond_prediction", uncond_prediction, sample)
-        if uncond_prediction.dtype != prediction.dtype:
-            raise TypeError(
-                f"uncond_prediction must have prediction's dtype {prediction.dtype}, got {uncond_prediction.dtype}"
-            )
-    _check_coefficients(coefficients, step, sample)
+        _check_operand("uncond_prediction", uncond_prediction, (prediction.dtype,), shape, device)
     if len(history) > MAX_HISTORY:
         raise ValueError(f"history must have at most {MAX_HISTORY} tensors, got {len(history)}")
-    for i, entry in enumerate(history):
-        _check_kept(f"history[{i}]", entry, sample)
+    for name, entry in zip(HISTORY_NAMES, history, strict=False):
+        _check_operand(name, entry, kept, shape, device)
     if model_out is not None:
-        _check_kept("model_out", model_out, sample)
+        _check_operand("model_out", model_out, kept, shape, device)
+    _check_coefficients(coefficients, step, device)
     if seeds is not None:
         _check_seeds(seeds, sample)
     if threshold is not None:
         _check_threshold(threshold)
 
 
-def _check_like_sample(name: str, operand, sample) -> None:
+def _check_operand(name: str, operand, dtypes, shape, device) -> None:
     if not isinstance(operand, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(operand).__name__}")
-    if operand.dtype not in DTYPES and not (_switch.reference_depth and operand.is_floating_point()):
-        raise TypeError(f"{name} must be float32, bfloat16 or float16, got {operand.dtype}")
-    if operand.shape != sample.shape:
-        raise ValueError(f"{name} must have sample's shape {tuple(sample.shape)}, got {tuple(operand.shape)}")
-    if operand.device != sample.device:
-        raise ValueError(f"{name} must be on sample's device {sample.device}, got {operand.device}")
+    if operand.dtype not in dtypes and not (_switch.reference_depth and operand.is_floating_point()):
+        allowed = "float32, bfloat16 or float16" if dtypes is DTYPES else f"{dtypes[0]} like its counterpart"
+        raise TypeError(f"{name} must be {allowed}, got {operand.dtype}")
+    if operand.shape != shape:
+        raise ValueError(f"{name} must have sample's shape {tuple(shape)}, got {tuple(operand.shape)}")
+    if operand.device != device:
+        raise ValueError(f"{name} must be on sample's device {device}, got {operand.device}")
 
 
-def _check_kept(name: str, operand, sample) -> None:
-    _check_like_sample(name, operand, sample)
-    if operand.dtype != sample.dtype:
-        raise TypeError(f"{name} must have sample's dtype {sample.dtype}, got {operand.dtype}")
-
-
-def _check_coefficients(coefficients, step, sample) -> None:
+def _check_coefficients(coefficients, step, device) -> None:
     if not isinstance(coefficients, Tensor):
         raise TypeError(f"coefficients must be a tensor, got {type(coefficients).__name__}")
     if coefficients.dtype != torch.float32 and not _switch.reference_depth:
         raise TypeError(f"coefficients must be float32, got {coefficients.dtype}")
-    if coefficients.dim() != 2 or coefficients.shape[1] != len(StepColumn):
-        raise ValueError(f"coefficients must be (steps, {len(StepColumn)}), got {tuple(coefficients.shape)}")
-    if coefficients.device != sample.device:
-        raise ValueError(f"coefficients must be on sample's device {sample.device}, got {coefficients.device}")
-    if isinstance(step, Tensor):
-        if step.dtype != torch.int64 or step.dim() or step.device != sample.device:
-            raise ValueError(
-                f"step must be an int or a () int64 tensor on {sample.device}, got {tuple(step.shape)} "
-                f"{step.dtype} on {step.device}"
-            )
-    elif not isinstance(step, int):
+    shape = coefficients.shape
+    if len(shape) != 2 or shape[1] != COLUMNS:
+        raise ValueError(f"coefficients must be (steps, {COLUMNS}), got {tuple(shape)}")
+    if coefficients.device != device:
+        raise ValueError(f"coefficients must be on sample's device {device}, got {coefficients.device}")
+    if isinstance(step, int):
+        if not 0 <= step < shape[0]:
+            raise ValueError(f"step must be from 0 to {shape[0] - 1}, got {step}")
+    elif not isinstance(step, Tensor):
         raise TypeError(f"step must be an int or a tensor, got {type(step).__name__}")
-    elif not 0 <= step < coefficients.shape[0]:
-        raise ValueError(f"step must be from 0 to {coefficients.shape[0] - 1}, got {step}")
+    elif step.dtype != torch.int64 or step.dim() or step.device != device:
+        raise ValueError(
+            f"step must be a () int64 tensor on {device}, got {tuple(step.shape)} {step.dtype} on {step.device}"
+        )
 
 
 def _check_seeds(seeds, sample) -> None:
@@ -199,3 +215,45 @@ def _check_threshold(threshold) -> None:
         raise ValueError(f"threshold's ratio must be from 0 to 1, got {ratio}")
     if not max_value >= 1:
         raise ValueError(f"threshold's max_value must be at least 1, got {max_value}")
+
+
+def _fake(sample, prediction, coefficients, step, step_value, uncond_prediction, history, seeds, limits):
+    return torch.empty_like(sample), torch.empty_like(sample)
+
+
+def _fake_in_place(*arguments) -> None:
+    return None
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    sample, prediction, coefficients, step, ctx.step_value, uncond_prediction, history, seeds, limits = inputs
+    ctx.save_for_backward(sample, prediction, coefficients, uncond_prediction, limits, step, seeds, *history)
+
+
+def _backward(ctx, d_result, d_model):
+    """The definition's own gradient: the step is linear but for clip and rescaling, and its backward is rarely run."""
+    *differentiable, step, seeds = ctx.saved_tensors[:7]
+    step = ctx.step_value if step is None else step
+    leaves = [*differentiable, *ctx.saved_tensors[7:]]
+    # How the saved tensors hang together, as a prediction on its sample, is none of this step's gradient.
+    with torch.enable_grad():
+        aliases = [None if leaf is None else leaf.view_as(leaf) for leaf in leaves]
+        sample, prediction, coefficients, uncond_prediction, limits, *history = aliases
+        outputs = step_within_limits(
+            sample, prediction, coefficients, step, uncond_prediction, history=history, seeds=seeds, limits=limits
+        )
+    wanted = [alias for alias in aliases if alias is not None and alias.requires_grad]
+    found = iter(
+        torch.autograd.grad(
+            outputs, wanted, (d_result, d_model), create_graph=torch.is_grad_enabled(), materialize_grads=True
+        )
+    )
+    gradients = [next(found) if alias is not None and alias.requires_grad else None for alias in aliases]
+    d_sample, d_prediction, d_coefficients, d_uncond, d_limits, *d_history = gradients
+    return d_sample, d_prediction, d_coefficients, None, None, d_uncond, d_history, None, d_limits
+
+
+if _extension._C is not None:
+    torch.library.register_fake("fastdiff::sampler_step", _fake)
+    torch.library.register_autograd("fastdiff::sampler_step", _backward, setup_context=_setup_context)
+    torch.library.register_fake("fastdiff::sampler_step_", _fake_in_place)

@@ -39,22 +39,12 @@ def sampler_step(
     threshold: tuple[float, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Definition of :func:`fastdiff.ops.sampler_step` in PyTorch's own operators."""
-    dtype = torch.promote_types(sample.dtype, torch.float32)
-    row = row_of(coefficients, step).to(dtype)
-    x = sample.to(dtype)
-    guided = guided_prediction(prediction, uncond_prediction, row)
-    model = row[StepColumn.MODEL_SAMPLE] * x + row[StepColumn.MODEL_GUIDED] * guided
-    if threshold is None:
-        model = model.clamp(-row[StepColumn.CLIP], row[StepColumn.CLIP])
-    else:
-        limit = dynamic_threshold(model, *threshold).view(-1, *[1] * (model.dim() - 1))
-        model = model.clamp(-limit, limit) / limit
-    result = row[StepColumn.SAMPLE] * x + row[StepColumn.GUIDED] * guided + row[StepColumn.MODEL] * model
-    for i, entry in enumerate(history):
-        result = result + row[StepColumn.HISTORY_0 + i] * entry.to(dtype)
-    if seeds is not None:
-        result = result + row[StepColumn.NOISE] * philox_normal(x.shape, seeds, offset=step + 1, dtype=dtype)
-    return result.to(sample.dtype), model.to(sample.dtype)
+    limits = None
+    if threshold is not None:
+        limits = dynamic_threshold(sample, prediction, coefficients, step, uncond_prediction, threshold)
+    return step_within_limits(
+        sample, prediction, coefficients, step, uncond_prediction, history=history, seeds=seeds, limits=limits
+    )
 
 
 def sampler_step_(
@@ -111,8 +101,57 @@ def guided_prediction(prediction: Tensor, uncond_prediction: Tensor | None, row:
     return (rescale * (deviation(p) / deviation(guided)) + (1 - rescale)) * guided
 
 
-def dynamic_threshold(model: Tensor, ratio: float, max_value: float) -> Tensor:
-    """(N,): what a sample is clipped to and divided by (Imagen, arXiv:2205.11487, section 2.3), at least 1."""
-    if model.numel() == 0:
-        return model.new_ones(model.shape[0])
+def unclipped_model(x: Tensor, guided: Tensor, row: Tensor) -> Tensor:
+    return row[StepColumn.MODEL_SAMPLE] * x + row[StepColumn.MODEL_GUIDED] * guided
+
+
+def dynamic_threshold(
+    sample: Tensor,
+    prediction: Tensor,
+    coefficients: Tensor,
+    step: int | Tensor,
+    uncond_prediction: Tensor | None,
+    threshold: tuple[float, float],
+) -> Tensor:
+    """(N,): what a sample's model is clipped to and divided by (Imagen, arXiv:2205.11487, section 2.3), at least 1."""
+    ratio, max_value = threshold
+    x, row = _in_arithmetic_dtype(sample, coefficients, step)
+    if x.numel() == 0:
+        return x.new_ones(x.shape[0])
+    model = unclipped_model(x, guided_prediction(prediction, uncond_prediction, row), row)
     return model.abs().flatten(1).quantile(ratio, dim=1).clamp(1, max_value)
+
+
+def step_within_limits(
+    sample: Tensor,
+    prediction: Tensor,
+    coefficients: Tensor,
+    step: int | Tensor,
+    uncond_prediction: Tensor | None,
+    *,
+    history: Sequence[Tensor],
+    seeds: Tensor | None,
+    limits: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`sampler_step` once the limits (N,) of dynamic thresholding are known."""
+    x, row = _in_arithmetic_dtype(sample, coefficients, step)
+    guided = guided_prediction(prediction, uncond_prediction, row)
+    model = unclipped_model(x, guided, row)
+    if limits is None:
+        model = model.clamp(-row[StepColumn.CLIP], row[StepColumn.CLIP])
+    else:
+        limit = limits.view(-1, *[1] * (x.dim() - 1))
+        model = model.clamp(-limit, limit) / limit
+    result = row[StepColumn.SAMPLE] * x + row[StepColumn.GUIDED] * guided + row[StepColumn.MODEL] * model
+    for i, entry in enumerate(history):
+        result = result + row[StepColumn.HISTORY_0 + i] * entry.to(x.dtype)
+    if seeds is not None:
+        noise = philox_normal(x.shape, seeds, offset=step + 1, dtype=x.dtype)
+        result = result + row[StepColumn.NOISE] * noise
+    return result.to(sample.dtype), model.to(sample.dtype)
+
+
+def _in_arithmetic_dtype(sample: Tensor, coefficients: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
+    """The sample and its row."""
+    dtype = torch.promote_types(sample.dtype, torch.float32)
+    return sample.to(dtype), row_of(coefficients, step).to(dtype)
