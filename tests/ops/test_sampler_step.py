@@ -144,10 +144,13 @@ def test_step_picks_the_row_and_may_be_on_the_device(device: Backend) -> None:
 @pytest.mark.parametrize("prediction_dtype", DTYPES, ids=str)
 def test_rescaled_guidance(device: Backend, prediction_dtype) -> None:
     """Also far from zero, where the sum of squares has no digit of the variance, and where nothing is rescaled."""
-    for shape, mean, rescale in itertools.product([(3, 9), (2, 4, 37), (2, 9_000)], (0.0, 300.0), (0.0, 0.7, 1.0)):
+    far_and_near = ((0.0, 7.5), (300.0, 7.5), (300.0, 1.0))
+    for shape, (mean, guidance), rescale in itertools.product(
+        [(3, 9), (2, 4, 37), (2, 9_000)], far_and_near, (0.0, 0.7, 1.0)
+    ):
         (sample,) = make(1, shape, torch.float32, device.device)
         prediction, uncond = (t + mean for t in make(2, shape, prediction_dtype, device.device))
-        row = row_of(guidance=7.5, rescale=rescale, model_guided=1, sample=0.5, guided=0.5)
+        row = row_of(guidance=guidance, rescale=rescale, model_guided=1, sample=0.5, guided=0.5)
         check(device, sample, prediction, row, uncond_prediction=uncond)
     if prediction_dtype == torch.float32:
         sample, prediction, uncond = make(3, (5, 1), torch.float32, device.device)
@@ -211,13 +214,13 @@ def test_layouts(device: Backend, layout, others) -> None:
     sample, entry, prediction, uncond = make(4, (3, 5, 4, 6), torch.float32, device.device)
     sample, (entry, prediction, uncond) = LAYOUTS[layout](sample), map(LAYOUTS[others], (entry, prediction, uncond))
     for options in ({}, {"uncond_prediction": uncond}, {"seeds": seeds_for(sample)}):
-        result, model = check(device, sample, prediction, row_of(**FULL), history=[entry], **options)
+        result, model = check(device, sample, prediction, row_of(**FULL, rescale=0.7), history=[entry], **options)
         assert result.stride() == model.stride() == torch.empty_like(sample).stride()
         if "expanded" in (layout, others):
             continue  # PyTorch does not write to one element for several
         written, model_out = lying_like(sample).copy_(sample), lying_like(prediction)
         with device.run():
-            coefficients = row_of(**FULL).to(device.device)
+            coefficients = row_of(**FULL, rescale=0.7).to(device.device)
             ops.sampler_step_(written, prediction, coefficients, 0, history=[entry], model_out=model_out, **options)
         assert torch.equal(written, result) and torch.equal(model_out, model)
 
