@@ -96,7 +96,8 @@ def sampler_step_(
 ) -> None:
     """:func:`sampler_step` that writes its result to `sample` and, where it is given, its model to `model_out`.
 
-    For loops: nothing is allocated, and with a step that lives on the device a CUDA graph can replay the call.
+    For loops: nothing of sample's size is allocated where no operand has to be copied, and with a step that lives on
+    the device a CUDA graph can replay the call.
 
     Args:
         sample, prediction, coefficients, step, uncond_prediction, history, seeds, threshold: as

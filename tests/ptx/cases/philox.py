@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdiff import reference
 
-SHAPE = (2, 45)
+SHAPES = ((1, 45), (2, 48))  # vectors and a rest; two samples
 OFFSET = 2**35 + 1
 
 
@@ -22,15 +22,21 @@ class Philox:
         self.seeds = torch.tensor([7, -(2**40)])
 
     def run(self, ops: Any) -> Sequence[Tensor]:
-        if self.dtype == torch.int64:
-            return [ops.philox(SHAPE, self.seeds, OFFSET, 0, torch.int64)]
-        return [ops.philox(SHAPE, self.seeds, OFFSET, kind, self.dtype) for kind in (1, 2)]
+        kinds = (0,) if self.dtype == torch.int64 else (1, 2)
+        return [
+            ops.philox(shape, self.seeds[: shape[0]], OFFSET, kind, self.dtype) for shape in SHAPES for kind in kinds
+        ]
 
     def define(self, dtype: torch.dtype) -> Sequence[Tensor]:
-        if self.dtype == torch.int64:
-            return [reference.philox_bits(SHAPE, self.seeds, offset=OFFSET)]
-        functions = (reference.philox_uniform, reference.philox_normal)
-        return [function(SHAPE, self.seeds, offset=OFFSET, dtype=dtype) for function in functions]
+        results = []
+        for shape in SHAPES:
+            seeds = self.seeds[: shape[0]]
+            if self.dtype == torch.int64:
+                results.append(reference.philox_bits(shape, seeds, offset=OFFSET))
+                continue
+            for function in (reference.philox_uniform, reference.philox_normal):
+                results.append(function(shape, seeds, offset=OFFSET, dtype=dtype))
+        return results
 
 
 CASES = [
