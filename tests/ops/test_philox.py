@@ -276,4 +276,4 @@ def test_wrong_arguments_to_the_raw_op_raise() -> None:
 
 @pytest.mark.parametrize("isa", fastdiff.build_info().get("cpu_isas_built", []))
 def test_every_instruction_set(isa) -> None:
-    instruction_sets.run_tests(isa, __file__, "known or bits or uniform or normal or streamed or alone")
+    instruction_sets.run_tests(isa, __file__, "known or bits_are or uniform_is or exact or digits or streamed or alone")
