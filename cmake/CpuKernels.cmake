@@ -1,5 +1,6 @@
 # The target `fastdiff_cpu_kernels`: every kernel of csrc/cpu, compiled once for each instruction set.
 set(cpu_kernel_sources
+  csrc/cpu/add_noise.cpp
   csrc/cpu/attention.cpp
   csrc/cpu/attention_backward.cpp
   csrc/cpu/gate_residual.cpp
@@ -8,6 +9,7 @@ set(cpu_kernel_sources
   csrc/cpu/group_norm_silu_backward.cpp
   csrc/cpu/layer_norm_modulate.cpp
   csrc/cpu/layer_norm_modulate_backward.cpp
+  csrc/cpu/philox.cpp
   csrc/cpu/qk_norm_rope.cpp
   csrc/cpu/qk_norm_rope_backward.cpp
   csrc/cpu/sampler_step.cpp

@@ -24,12 +24,14 @@ enable_language(CUDA)
 message(STATUS "fastdiff: CUDA kernels for ${CMAKE_CUDA_ARCHITECTURES}")
 
 target_sources(_C PRIVATE
+  csrc/cuda/add_noise.cu
   csrc/cuda/attention.cu
   csrc/cuda/device_limits.cu
   csrc/cuda/gate_residual.cu
   csrc/cuda/geglu.cu
   csrc/cuda/group_norm_silu.cu
   csrc/cuda/layer_norm_modulate.cu
+  csrc/cuda/philox.cu
   csrc/cuda/qk_norm_rope.cu
   csrc/cuda/sampler_step.cu
   csrc/cuda/timestep_embedding.cu)

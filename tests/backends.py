@@ -44,12 +44,12 @@ class Backend:
 
 
 def _call_emulated(op: torch._ops.OpOverload, *arguments: Any) -> Any:
-    """The emulator's operator of the same name, with the gradient that the op's own module defines."""
+    """The emulator's operator of the same name, with the gradient that the op's own module defines, if it has one."""
     name = op._schema.name.removeprefix("fastdiff::")
     function = getattr(emulation.load().ops, name)
-    if name.endswith("_backward"):
+    module = sys.modules.get(f"fastdiff.ops.{name}")
+    if not hasattr(module, "_backward"):
         return function(*arguments)
-    module = sys.modules[f"fastdiff.ops.{name}"]
     members = {"forward": function, "setup_context": module._setup_context, "backward": module._backward}
     differentiable = type(name, (torch.autograd.Function,), {key: staticmethod(m) for key, m in members.items()})
     return differentiable.apply(*arguments)

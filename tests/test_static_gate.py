@@ -49,8 +49,13 @@ RULES = (
     Rule(r"::layer_norm_modulate_kernel<.*, 0>", loads_128=3, stores_128=2),
     Rule(r"::layer_norm_modulate_backward_kernel<", loads_128=6, stores_128=2),
     Rule(r"::layer_norm_modulate_sums_kernel<", loads_128=4),
-    # All operands of sampler_step at most: sample, two predictions and four tensors of history.
-    Rule(r"::sampler_step_kernel<", loads_128=7, stores_128=1),
+    # All operands of sampler_step at most: sample, two predictions and four tensors of history; result and model.
+    Rule(r"::sampler_step_kernel<(float, float|__\w+, __\w+)>", loads_128=5 + 2, stores_128=2),
+    Rule(r"::sampler_step_kernel<float, __", loads_128=2 * 5 + 2, stores_128=2 * 2),
+    Rule(r"::sampler_step_kernel<__\w+, float>", loads_128=5 + 2 * 2, stores_128=2),
+    Rule(r"::deviation_kernel<", loads_128=2),
+    Rule(r"::add_noise_kernel<", loads_128=2, stores_128=2),
+    Rule(r"::philox_numbers_kernel<", stores_128=1),
 )
 
 

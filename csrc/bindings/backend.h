@@ -6,22 +6,26 @@
 #include <cstddef>
 
 #include "bindings/tensors.h"
+#include "common/add_noise.h"
 #include "common/attention.h"
 #include "common/gate_residual.h"
 #include "common/geglu.h"
 #include "common/group_norm_silu.h"
 #include "common/layer_norm_modulate.h"
+#include "common/philox.h"
 #include "common/qk_norm_rope.h"
 #include "common/sampler_step.h"
 #include "common/timestep_embedding.h"
 
 #if defined(FASTDIFF_EMULATED) || defined(FASTDIFF_WITH_CUDA)
+#include "cuda/add_noise.h"
 #include "cuda/attention.h"
 #include "cuda/device_limits.h"
 #include "cuda/gate_residual.h"
 #include "cuda/geglu.h"
 #include "cuda/group_norm_silu.h"
 #include "cuda/layer_norm_modulate.h"
+#include "cuda/philox.h"
 #include "cuda/qk_norm_rope.h"
 #include "cuda/sampler_step.h"
 #include "cuda/timestep_embedding.h"
@@ -45,6 +49,7 @@ struct CpuBackend {
             }};
   }
 
+  static void add_noise(const AddNoiseParams& p, const Tensor&) { cpu::kernels().add_noise(p, threads()); }
   static void attention(const AttentionParams& p, const Tensor&) { cpu::kernels().attention(p, threads()); }
   static void attention_backward(const AttentionBackwardParams& b, const Tensor&) {
     cpu::kernels().attention_backward(b, threads());
@@ -69,6 +74,7 @@ struct CpuBackend {
   static void layer_norm_modulate_backward(const LayerNormModulateBackwardParams& p, const Tensor&) {
     cpu::kernels().layer_norm_modulate_backward(p, threads());
   }
+  static void philox(const PhiloxParams& p, const Tensor&) { cpu::kernels().philox(p, threads()); }
   static void qk_norm_rope(const QkNormRopeParams& p, const Tensor&) { cpu::kernels().qk_norm_rope(p, threads()); }
   static void qk_norm_rope_backward(const QkNormRopeBackwardParams& b, const Tensor&) {
     cpu::kernels().qk_norm_rope_backward(b, threads());
@@ -103,6 +109,11 @@ void run_cuda(const char* op, const Params& p, const Tensor& like,
 
 template <class Device>
 struct CudaLikeBackend {
+  static void add_noise(const AddNoiseParams& p, const Tensor& like) {
+    const Device device(like);
+    [[maybe_unused]] const auto memory = device.memory(p, nullptr, 0);
+    check_launch(cuda::add_noise(p, device.limits(), device.stream()), "add_noise");
+  }
   static void attention(const AttentionParams& p, const Tensor& like) {
     const Device device(like);
     [[maybe_unused]] const auto memory = device.memory(p, nullptr, 0);
@@ -147,6 +158,11 @@ struct CudaLikeBackend {
     run_cuda<Device>("layer_norm_modulate_backward", p, like, &cuda::layer_norm_modulate_backward_workspace_bytes,
                      &cuda::layer_norm_modulate_backward);
   }
+  static void philox(const PhiloxParams& p, const Tensor& like) {
+    const Device device(like);
+    [[maybe_unused]] const auto memory = device.memory(p, nullptr, 0);
+    check_launch(cuda::philox(p, device.limits(), device.stream()), "philox");
+  }
   static void qk_norm_rope(const QkNormRopeParams& p, const Tensor& like) {
     const Device device(like);
     [[maybe_unused]] const auto memory = device.memory(p, nullptr, 0);
@@ -157,9 +173,7 @@ struct CudaLikeBackend {
                      &cuda::qk_norm_rope_backward);
   }
   static void sampler_step(const SamplerStepParams& p, const Tensor& like) {
-    const Device device(like);
-    [[maybe_unused]] const auto memory = device.memory(p, nullptr, 0);
-    check_launch(cuda::sampler_step(p, device.limits(), device.stream()), "sampler_step");
+    run_cuda<Device>("sampler_step", p, like, &cuda::sampler_step_workspace_bytes, &cuda::sampler_step);
   }
   static void timestep_embedding(const TimestepEmbeddingParams& p, const Tensor& like) {
     const Device device(like);

@@ -2,10 +2,12 @@
 // outside, and any read of a result before it was written.
 #pragma once
 
+#include "common/add_noise.h"
 #include "common/attention.h"
 #include "common/geglu.h"
 #include "common/group_norm_silu.h"
 #include "common/layer_norm_modulate.h"
+#include "common/philox.h"
 #include "common/qk_norm_rope.h"
 #include "common/sampler_step.h"
 #include "common/timestep_embedding.h"
@@ -15,6 +17,15 @@ namespace fastdiff::bindings {
 
 class EmulatedMemory {
  public:
+  // Needs no workspace.
+  EmulatedMemory(const AddNoiseParams& p, const void*, size_t) {
+    const size_t bytes = p.batch * p.count * size_of(p.dtype);
+    for (const void* input : {p.clean, p.noise}) read(input, bytes);
+    for (const void* factors : {p.alpha, p.sigma, p.target_clean, p.target_noise})
+      read(factors, p.batch * (p.wide_factors ? sizeof(double) : sizeof(float)));
+    for (const void* output : {p.noisy, p.target}) write(output, bytes);
+  }
+
   // Needs no workspace.
   EmulatedMemory(const AttentionParams& p, const void*, size_t) {
     declare_inputs(p);
@@ -108,6 +119,12 @@ class EmulatedMemory {
   }
 
   // Needs no workspace.
+  EmulatedMemory(const PhiloxParams& p, const void*, size_t) {
+    read(p.seeds, p.batch * sizeof(int64_t));
+    write(p.result, p.batch * p.count * (p.draw == Draw::Bits ? sizeof(int64_t) : size_of(p.dtype)));
+  }
+
+  // Needs no workspace.
   EmulatedMemory(const QkNormRopeParams& p, const void*, size_t) {
     declare_inputs(p);
     for (const NormRopeHeads* side : {&p.query, &p.key}) write(side->y, dense_bytes(p, side->heads));
@@ -126,14 +143,20 @@ class EmulatedMemory {
     write(workspace, workspace_bytes);
   }
 
-  // Needs no workspace.
-  EmulatedMemory(const SamplerStepParams& p, const void*, size_t) {
-    const size_t bytes = p.count * size_of(p.dtype);
+  EmulatedMemory(const SamplerStepParams& p, const void* workspace, size_t workspace_bytes) {
+    const size_t elements = p.batch * p.count, bytes = elements * size_of(p.dtype);
     read(p.sample, bytes);
-    read(p.prediction, bytes);
-    read(p.uncond_prediction, bytes);
+    for (const void* prediction : {p.prediction, p.uncond_prediction})
+      read(prediction, elements * size_of(p.prediction_dtype));
     for (int i = 0; i < p.history_count; i++) read(p.history[i], bytes);
+    read(p.coefficients, p.steps * sizeof(StepCoefficients));
+    read(p.step, sizeof(int64_t));
+    read(p.seeds, p.batch * sizeof(int64_t));
+    read(p.limits, p.batch * sizeof(float));
+    // What is also an input keeps its contents.
     write(p.result, bytes);
+    write(p.model, bytes);
+    write(workspace, workspace_bytes);
   }
 
   // Needs no workspace.

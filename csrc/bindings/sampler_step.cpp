@@ -1,79 +1,121 @@
 #include "common/sampler_step.h"
 
-#include <cmath>
-#include <limits>
-#include <vector>
-
+#include "bindings/dense.h"
 #include "bindings/registration.h"
-#include "bindings/tensors.h"
 
 namespace fastdiff::bindings {
 namespace {
 
-bool lie_alike(const Tensor& a, const Tensor& b) {
-  for (int64_t d = 0; d < a.dim(); d++)
-    if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
-  return true;
+// What sampler_step and sampler_step_ have in common.
+struct StepArguments {
+  Tensor prediction, coefficients;
+  OptionalTensor step;
+  int64_t step_value;
+  OptionalTensor uncond_prediction;
+  std::vector<Tensor> history;
+  OptionalTensor seeds, limits;
+};
+
+Order order_for(const StepArguments& arguments) {
+  if (arguments.seeds) return Order::C;
+  return arguments.uncond_prediction || arguments.limits ? Order::Samples : Order::Dense;
 }
 
-// Hands out operands as arrays that lie in memory like `result`, and keeps the copies that this takes alive.
-class Operands {
+// The arguments on the device, in tables that live as long as this does.
+class Tables {
  public:
-  explicit Operands(const Tensor& result) : result_(result) {}
-
-  const void* take(const Tensor& operand, const char* name) {
-    STD_TORCH_CHECK(sizes_of(operand) == sizes_of(result_), "sampler_step: ", name, " must have the shape of sample");
-    STD_TORCH_CHECK(operand.scalar_type() == result_.scalar_type(), "sampler_step: ", name,
-                    " must have the dtype of sample");
-    STD_TORCH_CHECK(operand.device() == result_.device(), "sampler_step: ", name, " must be on the device of sample");
-    if (lie_alike(operand, result_)) return operand.const_data_ptr();
-    copies_.push_back(torch::stable::empty_like(result_));
-    torch::stable::copy_(copies_.back(), operand);
-    return copies_.back().const_data_ptr();
+  Tables(const StepArguments& arguments, const Tensor& sample, SamplerStepParams* p) {
+    const std::vector<int64_t> a_sample = {p->batch};
+    p->steps = arguments.coefficients.size(0);
+    p->coefficients = static_cast<const StepCoefficients*>(
+        keep(checked_table(arguments.coefficients, ScalarType::Float, {p->steps, kStepColumns}, sample,
+                           "sampler_step: coefficients must be (steps, 13) float32")));
+    p->step_value = arguments.step_value;
+    if (arguments.step)
+      p->step = static_cast<const int64_t*>(
+          keep(checked_table(*arguments.step, ScalarType::Long, {}, sample, "sampler_step: step must be () int64")));
+    if (arguments.seeds)
+      p->seeds = static_cast<const int64_t*>(keep(checked_table(*arguments.seeds, ScalarType::Long, a_sample, sample,
+                                                                "sampler_step: seeds must be (batch) int64")));
+    if (arguments.limits)
+      p->limits = static_cast<const float*>(keep(checked_table(*arguments.limits, ScalarType::Float, a_sample, sample,
+                                                               "sampler_step: limits must be (batch) float32")));
   }
 
  private:
-  const Tensor& result_;
-  std::vector<Tensor> copies_;
+  const void* keep(const Tensor& table) {
+    tables_.push_back(table);
+    return table.const_data_ptr();
+  }
+
+  std::vector<Tensor> tables_;
 };
 
-// The CPU kernel rounds to bfloat16 by an addition that not every NaN survives; this one does.
-float narrow(double value) {
-  return std::isnan(value) ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(value);
+// From `sample` to `result`, which may be the same tensor.
+template <class Backend>
+void run(const StepArguments& arguments, const Tensor& sample, const Tensor& result, const OptionalTensor& model) {
+  STD_TORCH_CHECK(sample.dim() > 0, "sampler_step: sample must have a batch");
+  STD_TORCH_CHECK(arguments.history.size() <= kMaxHistory, "sampler_step: history must have at most ", kMaxHistory,
+                  " tensors");
+  SamplerStepParams p;
+  p.batch = sample.size(0);
+  p.count = p.batch ? sample.numel() / p.batch : 0;
+  p.dtype = dtype_of(sample, "sample");
+  p.prediction_dtype = dtype_of(arguments.prediction, "prediction");
+  const Tables tables(arguments, sample, &p);
+
+  DenseOperands operands(result, order_for(arguments), "sampler_step");
+  const ScalarType dtype = sample.scalar_type(), prediction_dtype = arguments.prediction.scalar_type();
+  if (sample.get() == result.get()) {
+    p.sample = p.result = operands.update(sample, dtype, "sample");
+  } else {
+    p.sample = operands.read(sample, dtype, "sample");
+    p.result = operands.write(result, dtype, "result");
+  }
+  p.prediction = operands.read(arguments.prediction, prediction_dtype, "prediction");
+  if (arguments.uncond_prediction)
+    p.uncond_prediction = operands.read(*arguments.uncond_prediction, prediction_dtype, "uncond_prediction");
+  for (const Tensor& entry : arguments.history) p.history[p.history_count++] = operands.read(entry, dtype, "history");
+  if (model) p.model = operands.write(*model, dtype, "model_out");
+  if (p.batch * p.count == 0) return;
+  Backend::sampler_step(p, sample);
+  operands.finish();
 }
 
 template <class Backend>
-Tensor sampler_step(Tensor sample, Tensor prediction, OptionalTensor uncond_prediction, double guidance_scale,
-                    std::vector<double> coefficients, std::vector<Tensor> history) {
-  STD_TORCH_CHECK(history.size() <= kMaxHistory, "sampler_step: history must have at most ", kMaxHistory, " tensors");
-  STD_TORCH_CHECK(coefficients.size() == 2 + history.size(),
-                  "sampler_step: coefficients must have two entries more than history");
-  Tensor result = torch::stable::empty_like(sample);  // dense, with sample's strides where those are
-  Operands operands(result);
-  SamplerStepParams p;
-  p.count = result.numel();
-  p.dtype = dtype_of(sample, "sample");
-  p.sample = operands.take(sample, "sample");
-  p.prediction = operands.take(prediction, "prediction");
-  if (uncond_prediction) p.uncond_prediction = operands.take(*uncond_prediction, "uncond_prediction");
-  p.history_count = static_cast<int>(history.size());
-  for (size_t i = 0; i < history.size(); i++) p.history[i] = operands.take(history[i], "history");
-  p.result = result.mutable_data_ptr();
-  p.guidance_scale = narrow(guidance_scale);
-  for (size_t i = 0; i < coefficients.size(); i++) p.coefficients[i] = narrow(coefficients[i]);
-  if (p.count) Backend::sampler_step(p, sample);
-  return result;
+std::tuple<Tensor, Tensor> sampler_step(Tensor sample, Tensor prediction, Tensor coefficients, OptionalTensor step,
+                                        int64_t step_value, OptionalTensor uncond_prediction,
+                                        std::vector<Tensor> history, OptionalTensor seeds, OptionalTensor limits) {
+  const StepArguments arguments = {prediction,        coefficients, step,  step_value,
+                                   uncond_prediction, history,      seeds, limits};
+  // Dense, with sample's strides where those are.
+  Tensor result = torch::stable::empty_like(sample), model = torch::stable::empty_like(sample);
+  run<Backend>(arguments, sample, result, model);
+  return {result, model};
+}
+
+template <class Backend>
+void sampler_step_(Tensor sample, Tensor prediction, Tensor coefficients, OptionalTensor step, int64_t step_value,
+                   OptionalTensor uncond_prediction, std::vector<Tensor> history, OptionalTensor seeds,
+                   OptionalTensor limits, OptionalTensor model_out) {
+  const StepArguments arguments = {prediction,        coefficients, step,  step_value,
+                                   uncond_prediction, history,      seeds, limits};
+  run<Backend>(arguments, sample, sample, model_out);
 }
 
 void define(torch::stable::detail::StableLibrary& library) {
   library.def(
-      "sampler_step(Tensor sample, Tensor prediction, Tensor? uncond_prediction, float guidance_scale, "
-      "float[] coefficients, Tensor[] history) -> Tensor");
+      "sampler_step(Tensor sample, Tensor prediction, Tensor coefficients, Tensor? step, int step_value, "
+      "Tensor? uncond_prediction, Tensor[] history, Tensor? seeds, Tensor? limits) -> (Tensor, Tensor)");
+  library.def(
+      "sampler_step_(Tensor(a!) sample, Tensor prediction, Tensor coefficients, Tensor? step, int step_value, "
+      "Tensor? uncond_prediction, Tensor[] history, Tensor? seeds, Tensor? limits, Tensor(b!)? model_out) -> ()");
 }
 
 template <class Backend>
 void implement(torch::stable::detail::StableLibrary& library) {
   library.impl("sampler_step", TORCH_BOX(&sampler_step<Backend>));
+  library.impl("sampler_step_", TORCH_BOX(&sampler_step_<Backend>));
 }
 
 }  // namespace

@@ -46,6 +46,9 @@ inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector
     case ScalarType::Half:
       torch_dtype = aoti_torch_dtype_float16();
       break;
+    case ScalarType::Long:
+      torch_dtype = aoti_torch_dtype_int64();
+      break;
     default:
       torch_dtype = aoti_torch_dtype_uint8();
   }
@@ -56,15 +59,19 @@ inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector
   return Tensor(handle);
 }
 
-// Row-major, uninitialised.
-inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, const Tensor& like) {
+inline std::vector<int64_t> row_major_strides(const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size());
   int64_t step = 1;
   for (size_t i = sizes.size(); i-- > 0;) {
     strides[i] = step;
     step *= sizes[i] > 1 ? sizes[i] : 1;
   }
-  return empty_strided(sizes, strides, dtype, like);
+  return strides;
+}
+
+// Row-major, uninitialised.
+inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, const Tensor& like) {
+  return empty_strided(sizes, row_major_strides(sizes), dtype, like);
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& tensor) {

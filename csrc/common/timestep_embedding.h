@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "common/sine.h"
 
 namespace fastdiff {
 
@@ -21,13 +22,6 @@ struct TimestepEmbeddingParams {
   const double* timestep = nullptr;  // (count), stride 1
   void* embedding = nullptr;         // dense (count, channels)
 };
-
-// sin(2 pi s) = s * (kSine0 + kSine1 * s^2 + ... + kSine4 * s^8) for |s| <= 1/4, with relative error below 6e-9.
-constexpr float kSine0 = 6.28318527f;
-constexpr float kSine1 = -41.3416775f;
-constexpr float kSine2 = 81.6022312f;
-constexpr float kSine3 = -76.5749922f;
-constexpr float kSine4 = 39.7109182f;
 
 constexpr double kTurnsPerRadian = 0.15915494309189535;
 

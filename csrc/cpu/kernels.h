@@ -5,11 +5,13 @@
 #include <string>
 #include <vector>
 
+#include "common/add_noise.h"
 #include "common/attention.h"
 #include "common/gate_residual.h"
 #include "common/geglu.h"
 #include "common/group_norm_silu.h"
 #include "common/layer_norm_modulate.h"
+#include "common/philox.h"
 #include "common/qk_norm_rope.h"
 #include "common/sampler_step.h"
 #include "common/timestep_embedding.h"
@@ -19,6 +21,7 @@ namespace fastdiff::cpu {
 
 struct Kernels {
   const char* isa;
+  void (*add_noise)(const AddNoiseParams&, const Threads&);
   void (*attention)(const AttentionParams&, const Threads&);
   void (*attention_backward)(const AttentionBackwardParams&, const Threads&);
   void (*gate_residual)(const GateResidualParams&, const Threads&);
@@ -29,6 +32,7 @@ struct Kernels {
   void (*group_norm_silu_backward)(const GroupNormSiluBackwardParams&, const Threads&);
   void (*layer_norm_modulate)(const LayerNormModulateParams&, const Threads&);
   void (*layer_norm_modulate_backward)(const LayerNormModulateBackwardParams&, const Threads&);
+  void (*philox)(const PhiloxParams&, const Threads&);
   void (*qk_norm_rope)(const QkNormRopeParams&, const Threads&);
   void (*qk_norm_rope_backward)(const QkNormRopeBackwardParams&, const Threads&);
   void (*sampler_step)(const SamplerStepParams&, const Threads&);

@@ -67,6 +67,24 @@ FASTDIFF_INLINE Pack canonical(Pack v) {
   return {v.first == v.first ? v.first : nan, v.second == v.second ? v.second : nan};
 }
 
+template <int kFirst, size_t... kLane>
+FASTDIFF_INLINE Float every_other(Float a, Float b, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector(a, b, (2 * kLane + kFirst)...);
+}
+
+// A whole pack of elements of another type, in the lanes where one of T has them.
+template <class T, class Source>
+FASTDIFF_INLINE Pack load_pack_as(const Source* source) {
+  if constexpr (lane_of<T>(1) == lane_of<Source>(1)) {
+    return load_pack(source);
+  } else {
+    const Float low = load_in_order(source), high = load_in_order(source + kLanes);
+    if constexpr (lane_of<T>(1) == 1) return {low, high};
+    constexpr auto kOrder = std::make_index_sequence<kLanes>{};
+    return {every_other<0>(low, high, kOrder), every_other<1>(low, high, kOrder)};
+  }
+}
+
 // A pack of elements of another type, in the lanes where one of T has them.
 template <class T, class Source>
 FASTDIFF_INLINE Pack read_as(const Source* row, int64_t offset, int count) {

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "common/half_bits.h"
@@ -112,6 +113,21 @@ FASTDIFF_INLINE Float smaller(Float a, Float b) {
 #endif
 }
 
+FASTDIFF_INLINE Float square_root(Float v) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_ps(v);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(v);
+#elif defined(__x86_64__)
+  return _mm_sqrt_ps(v);
+#elif defined(__aarch64__)
+  return vsqrtq_f32(v);
+#else
+  for (int i = 0; i < kLanes; i++) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
+}
+
 // One step of a reduction over the lanes: lane i meets lane i ^ kDistance.
 template <int kDistance, size_t... kLane>
 FASTDIFF_INLINE Float exchange_lanes(Float v, std::index_sequence<kLane...>) {
@@ -160,6 +176,29 @@ FASTDIFF_INLINE void stream(void* target, Vector v) {
 FASTDIFF_INLINE void finish_streaming() {
 #if defined(__x86_64__)
   _mm_sfence();
+#endif
+}
+
+// Zeros above. The compiler's own conversions of these types take several times as many instructions.
+FASTDIFF_INLINE UInt widen_short(Short v) {
+#if defined(__AVX512F__)
+  return (UInt)_mm512_cvtepu16_epi32((__m256i)v);
+#elif defined(__AVX2__)
+  return (UInt)_mm256_cvtepu16_epi32((__m128i)v);
+#else
+  return __builtin_convertvector(v, UInt);
+#endif
+}
+
+// The lower halves.
+FASTDIFF_INLINE Short narrow_int(UInt v) {
+#if defined(__AVX512F__)
+  return (Short)_mm512_cvtepi32_epi16((__m512i)v);
+#elif defined(__AVX2__)
+  const __m256i lower = (__m256i)(v & 0xffff);
+  return (Short)_mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(lower, lower), 0x08));
+#else
+  return __builtin_convertvector(v, Short);
 #endif
 }
 
@@ -287,7 +326,7 @@ FASTDIFF_INLINE Float load_in_order(const float* source) { return load(source); 
 FASTDIFF_INLINE Float load_in_order(const BFloat16* source) {
   Short bits;
   std::memcpy(&bits, source, sizeof bits);
-  return (Float)(__builtin_convertvector(bits, UInt) << 16);
+  return (Float)(widen_short(bits) << 16);
 }
 
 FASTDIFF_INLINE Float load_in_order(const Float16* source) {
@@ -296,21 +335,25 @@ FASTDIFF_INLINE Float load_in_order(const Float16* source) {
   return widen_half(bits);
 }
 
-FASTDIFF_INLINE void store_in_order(float* target, Float v) { store(target, v); }
-
-// Rounds as narrow_bfloat16 does, or better.
-FASTDIFF_INLINE void store_in_order(BFloat16* target, Float v) {
+// Rounds to bfloat16 as narrow_bfloat16 does, or to even.
+template <class T>
+FASTDIFF_INLINE auto narrow_in_order(Float v) {
+  if constexpr (sizeof(T) == 4) {
+    return v;
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
 #if defined(__AVX512BF16__)
-  const Short bits = (Short)_mm512_cvtneps_pbh(v);
+    return (Short)_mm512_cvtneps_pbh(v);
 #else
-  const Short bits = __builtin_convertvector(((UInt)v + 0x8000) >> 16, Short);
+    return narrow_int(((UInt)v + 0x8000) >> 16);
 #endif
-  std::memcpy(target, &bits, sizeof bits);
+  } else {
+    return narrow_half(v);
+  }
 }
 
-FASTDIFF_INLINE void store_in_order(Float16* target, Float v) {
-  const Short bits = narrow_half(v);
-  std::memcpy(target, &bits, sizeof bits);
+template <bool kStream = false, class T>
+FASTDIFF_INLINE void store_in_order(T* target, Float v) {
+  put<kStream>(target, narrow_in_order<T>(v));
 }
 
 // The first `count` lanes only.

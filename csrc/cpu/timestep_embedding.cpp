@@ -8,6 +8,7 @@
 #include "cpu/integers.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
+#include "cpu/sine.h"
 #include "cpu/threads.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
@@ -35,12 +36,7 @@ FASTDIFF_INLINE Float sine_of_turns(Double low, Double high) {
   const HalfFloat halves[2] = {reduce(low), reduce(high)};
   Float s;
   std::memcpy(&s, halves, sizeof s);
-  const Float square = s * s;
-  Float p = square * kSine4 + kSine3;
-  p = p * square + kSine2;
-  p = p * square + kSine1;
-  p = p * square + kSine0;
-  const Float sine = p * s;
+  const Float sine = sine_of_quarter_turns(s);
   return sine == sine ? sine : broadcast(NAN);  // a NaN that rounding to bfloat16 keeps
 }
 

@@ -3,6 +3,7 @@
 //
 //   dynamic_shared<T>()   the block's dynamic shared memory
 //   ld16(p), st16(p, v)   one 16-byte access each
+//   ld16_written(p)       the same of memory that this thread may write later in the launch
 //   launch(...)           starts a kernel, returns the launch error
 #pragma once
 
@@ -29,6 +30,11 @@ __device__ __forceinline__ T* dynamic_shared() {
 // 16-byte load from global memory that nobody writes during the launch; `address` is 16-byte aligned. The intrinsic
 // keeps the access whole: nvcc splits a plain `uint4` dereference into four loads when only its parts are used.
 __device__ __forceinline__ uint4 ld16(const void* address) { return __ldg(static_cast<const uint4*>(address)); }
+
+// 16-byte load from global memory that no other thread writes during the launch, but this one may after it.
+__device__ __forceinline__ uint4 ld16_written(const void* address) {
+  return __ldca(static_cast<const uint4*>(address));
+}
 
 // 16-byte store to global memory; `address` is 16-byte aligned. Kept whole for the same reason.
 __device__ __forceinline__ void st16(void* address, uint4 value) { __stwb(static_cast<uint4*>(address), value); }
@@ -70,6 +76,7 @@ T* dynamic_shared() {
 
 using emulator::launch;
 using emulator::ld16;
+using emulator::ld16_written;
 using emulator::st16;
 
 }  // namespace fastdiff

@@ -1,5 +1,5 @@
-// Launcher of the CUDA kernel of sampler_step. `stream` is a cudaStream_t; all pointers belong to the current device.
-// Returns nullptr, or the text of the CUDA error.
+// Launcher of the CUDA sampler_step. `stream` is a cudaStream_t; all pointers belong to the current device. Returns
+// nullptr, or the text of the CUDA error.
 #pragma once
 
 #include "common/sampler_step.h"
@@ -7,6 +7,7 @@
 
 namespace fastdiff::cuda {
 
-const char* sampler_step(const SamplerStepParams& params, const DeviceLimits& limits, void* stream);
+size_t sampler_step_workspace_bytes(const SamplerStepParams& params, const DeviceLimits& limits);
+const char* sampler_step(const SamplerStepParams& params, const DeviceLimits& limits, void* workspace, void* stream);
 
 }  // namespace fastdiff::cuda

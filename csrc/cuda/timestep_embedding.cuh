@@ -4,6 +4,7 @@
 
 #include "common/timestep_embedding.h"
 #include "cuda/platform.cuh"
+#include "cuda/sine.cuh"
 #include "cuda/vector.cuh"
 
 namespace fastdiff::cuda {
@@ -13,11 +14,10 @@ constexpr int kTimestepEmbeddingThreads = 128;
 __device__ __forceinline__ float sine_of_turns(double turns) {
   const double half_turns = rint(2.0 * turns);
   const float s = static_cast<float>(turns - 0.5 * half_turns);
-  const float square = s * s;
-  const float p = fmaf(fmaf(fmaf(fmaf(kSine4, square, kSine3), square, kSine2), square, kSine1), square, kSine0);
+  const float sine = sine_of_quarter_turns(s);
   // Half a turn more is the opposite sine.
   const bool opposite = half_turns != 2.0 * rint(0.5 * half_turns);
-  return opposite ? -p * s : p * s;
+  return opposite ? -sine : sine;
 }
 
 template <typename T>

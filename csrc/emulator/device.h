@@ -49,6 +49,7 @@ void* dynamic_shared_memory();
 
 // The checked 16-byte accesses behind platform.cuh. `ld16` may only read what the launch does not write.
 uint4 ld16(const void* address);
+uint4 ld16_written(const void* address);
 void st16(void* address, uint4 value);
 
 }  // namespace fastdiff::emulator

@@ -58,6 +58,11 @@ uint4 ld16(const void* address) {
   return *static_cast<const uint4*>(address);
 }
 
+uint4 ld16_written(const void* address) {
+  check_access(address, sizeof(uint4), Access::Read, sizeof(uint4), __builtin_return_address(0));
+  return *static_cast<const uint4*>(address);
+}
+
 void st16(void* address, uint4 value) {
   check_access(address, sizeof(uint4), Access::Write, sizeof(uint4), __builtin_return_address(0));
   *static_cast<uint4*>(address) = value;

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from fastdiff import ops
 from fastdiff.diffusion import FlowMatching, Process
+from fastdiff.ops import StepColumn
 from fastdiff.sampling.noise import seeded_noise
 from fastdiff.sampling.solvers import solver_table
 
@@ -70,18 +71,15 @@ def sample(
     table = solver_table(sampler, process, prediction, steps, **(sampler_options or {}))
     timesteps = process.timestep(table.times).float()
     x = _start(noise_or_shape, seeds, device)
-    for timestep, row in zip(
-        tqdm(timesteps, desc="sampling", disable=not progress), table.coefficients.tolist(), strict=True
-    ):
+    rows = table.coefficients.clone()
+    if guidance is not None:
+        rows[:, StepColumn.GUIDANCE] = guidance.scale
+    coefficients = rows.to(device=x.device, dtype=torch.float32)
+    for step, timestep in enumerate(tqdm(timesteps, desc="sampling", disable=not progress)):
         timestep = timestep.to(x.device).expand(x.shape[0])
         uncond = None if guidance is None else _prediction(guidance.denoiser, x, timestep)
-        x = ops.sampler_step(
-            x,
-            _prediction(denoiser, x, timestep),
-            row,
-            uncond_prediction=uncond,
-            guidance_scale=1.0 if guidance is None else guidance.scale,
-        )
+        prediction_of_x = _prediction(denoiser, x, timestep)
+        x, _ = ops.sampler_step(x, prediction_of_x, coefficients, step, uncond_prediction=uncond)
     return x
 
 

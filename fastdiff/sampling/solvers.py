@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.diffusion import DiscreteVP, FlowMatching, Process, get_prediction
+from fastdiff.ops import StepColumn
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class SolverTable:
     times: Tensor
     """(steps,) float64: the process's time of each model call, falling."""
     coefficients: Tensor
-    """(steps, 2) float64: the factors of the sample and of the guided prediction."""
+    """(steps, 13) float64: the rows of :func:`fastdiff.ops.sampler_step`, whose columns `StepColumn` names."""
 
     def __len__(self) -> int:
         return len(self.times)
@@ -93,10 +94,20 @@ def solver_table(sampler: str, process: Process, prediction: str, steps: int, **
 
 
 def _to_next_level(prediction: str, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """Coefficients (steps, 2) of the steps between neighbours among steps + 1 levels (alpha, sigma)."""
+    """Coefficients (steps, 13) of the steps between neighbours among steps + 1 levels (alpha, sigma)."""
     to_x0_and_eps = get_prediction(prediction).solve(alpha[:-1], sigma[:-1])  # (steps, 2, 2)
     next_level = torch.stack((alpha[1:], sigma[1:]), dim=-1)  # (steps, 2)
-    return torch.einsum("sk,skj->sj", next_level, to_x0_and_eps)
+    rows = _plain_rows(len(next_level))
+    rows[:, [StepColumn.SAMPLE, StepColumn.GUIDED]] = torch.einsum("sk,skj->sj", next_level, to_x0_and_eps)
+    return rows
+
+
+def _plain_rows(steps: int) -> Tensor:
+    """(steps, 13) float64: zeros, without guidance and clip."""
+    rows = torch.zeros(steps, len(StepColumn), dtype=torch.float64)
+    rows[:, StepColumn.GUIDANCE] = 1
+    rows[:, StepColumn.CLIP] = torch.inf
+    return rows
 
 
 def _discrete_times(train_steps: int, steps: int, spacing: str, steps_offset: int) -> Tensor:

@@ -20,6 +20,7 @@ from fastdiff.diffusion import (
     mse_loss,
 )
 from fastdiff.models import UNet2DModel
+from fastdiff.ops import add_noise
 from fastdiff.sampling import SamplingSettings
 from fastdiff.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, read_metadata, save_checkpoint
 from fastdiff.training.config import TrainConfig
@@ -122,13 +123,12 @@ def make_batch(
     eps = torch.randn(x0.shape, generator=random)
 
     alpha, sigma = process.alpha(t), process.sigma(t)
-    w_x0, w_eps = prediction.weights(alpha, sigma)
-
-    def combine(a: Tensor, b: Tensor) -> Tensor:
-        a, b = (factor.float()[:, None, None, None] for factor in (a, b))
-        return (a * x0 + b * eps).to(config.device, memory_format=torch.channels_last)
-
-    return TrainingBatch(combine(alpha, sigma), process.timestep(t).float().to(config.device), combine(w_x0, w_eps))
+    noisy, target = add_noise(
+        x0.to(config.device, memory_format=torch.channels_last),
+        eps.to(config.device, memory_format=torch.channels_last),
+        *(factor.to(config.device) for factor in (alpha, sigma, *prediction.weights(alpha, sigma))),
+    )
+    return TrainingBatch(noisy, process.timestep(t).float().to(config.device), target)
 
 
 def optimize_step(

@@ -97,7 +97,7 @@ def test_report_is_one_self_contained_page(finished):
         (["kernels", "--dtype", "fp32,fp8"], "'fp8' is not one of fp32, bf16, fp16"),
         (["kernels", "--threads", "0"], "positive integers"),
         (["kernels", "--threads", "two"], "positive integers"),
-        (["kernels", "--shape", "unot"], "'unot' is neither NxCxHxW nor one of cross, self, tokens"),
+        (["kernels", "--shape", "unot"], "'unot' is neither NxCxHxW nor one of latent, pixels, cross"),
         (["kernels", "--op", "group_norm_silu", "--shape", "1x33x4x4"], "multiple of 32"),
         (["kernels", "--op", "group_norm_silu", "--shape", "1x32x4"], "(N, C, H, W), got 3 sizes"),
         (["kernels", "--op", "attention", "--shape", "1x32x4x4"], "(batch, heads, Lq, head_dim, Lkv), got 4 sizes"),

@@ -175,19 +175,20 @@ def test_a_single_run_has_nothing_to_compare_across_runs():
     assert summary["scaling"] == summary["against_default"] == []
 
 
-def test_sampler_step_is_measured_with_guidance_and_history():
+def test_sampler_step_is_measured_with_history_and_its_model():
     case = Case("sampler_step", "forward", SHAPE, "custom", "bf16", "NCHW")
     seen = {}
 
-    def forgets_guidance(*args, uncond_prediction, **kwargs):
-        seen.update(kwargs)
-        return fastdiff.reference.sampler_step(*args, **kwargs)
+    def forgets_history(*args, history):
+        seen.update(history=history)
+        return fastdiff.reference.sampler_step(*args)
 
     problem = build(case, right=fastdiff.ops.sampler_step)
-    assert check_contenders(case, problem)[0]["right"]["sample"]["relative"] < 1e-2
+    errors = check_contenders(case, problem)[0]["right"]
+    assert set(errors) == {"sample", "model"} and errors["sample"]["relative"] < 1e-2
     assert problem.floor_units == 5 and problem.unit_bytes == 2 * 2 * 64 * 15
     with pytest.raises(WrongResult, match="broken gives a wrong sample"):
-        check_contenders(case, build(case, broken=forgets_guidance))
+        check_contenders(case, build(case, broken=forgets_history))
     assert len(seen["history"]) == 1
 
 
@@ -224,6 +225,20 @@ def test_table_says_why_there_is_no_peak() -> None:
     assert "no peak: no C++ compiler was found" in table.notes
     (on_a_gpu,) = run_tables(attention_run(None))
     assert on_a_gpu.headers[-1] == "GFLOP/s"
+
+
+@pytest.mark.parametrize("op", ["add_noise", "philox_normal"])
+def test_other_samplers_ops_are_held_to_their_definitions(op):
+    case = Case(op, "forward", SHAPE, "custom", "bf16", "NCHW")
+    problem = build(case, right=getattr(fastdiff.ops, op))
+    assert all(error["relative"] < 1e-2 for error in check_contenders(case, problem)[0]["right"].values())
+
+    def broken(*args, **kwargs):
+        outputs = getattr(fastdiff.reference, op)(*args, **kwargs)
+        return outputs * 1.1 if isinstance(outputs, torch.Tensor) else (outputs[0], outputs[0])
+
+    with pytest.raises(WrongResult, match="broken gives a wrong"):
+        check_contenders(case, build(case, broken=broken))
 
 
 def test_tables_align_text_left_and_numbers_right_and_escape_html():

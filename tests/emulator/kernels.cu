@@ -105,7 +105,11 @@ __global__ void stale_read(float* data) {
   if (threadIdx.x >= kThreads / 4) return;
   uint4 bits = ld16(data + 4 * threadIdx.x);
   st16(data + 4 * threadIdx.x, bits);
-  if (kFaulty) bits = ld16(data + 4 * threadIdx.x);  // fault: stale-read
+  if (kFaulty) {
+    bits = ld16(data + 4 * threadIdx.x);  // fault: stale-read
+  } else {
+    bits = ld16_written(data + 4 * threadIdx.x);
+  }
   st16(data + 4 * threadIdx.x, bits);
 }
 

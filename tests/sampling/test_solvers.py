@@ -9,6 +9,7 @@ import torch
 
 from fastdiff import ops
 from fastdiff.diffusion import PREDICTIONS, DiscreteVP, FlowMatching, get_prediction
+from fastdiff.ops import StepColumn
 from fastdiff.sampling import SAMPLERS, ddim, flow_euler, sample
 
 diffusers = pytest.importorskip("diffusers")
@@ -43,11 +44,9 @@ def test_ddim_equals_diffusers_step_by_step(schedule, prediction, spacing, steps
     table = ddim(DiscreteVP(schedule), prediction, steps, spacing=spacing)
     assert table.times.tolist() == scheduler.timesteps.tolist()
     theirs = start()
-    for t, row, output in zip(
-        scheduler.timesteps, table.coefficients.tolist(), predictions_of_some_network(steps), strict=True
-    ):
+    for i, (t, output) in enumerate(zip(scheduler.timesteps, predictions_of_some_network(steps), strict=True)):
         # Each step from the same point: the schedulers' own float32 would add up over a run.
-        ours = ops.sampler_step(theirs, output, row)
+        ours, _ = ops.sampler_step(theirs, output, table.coefficients.float(), i)
         theirs = scheduler.step(output, t, theirs, eta=0.0).prev_sample
         torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-4 * theirs.abs().max().item())
 
@@ -74,7 +73,8 @@ def test_ddim_steps_land_on_the_next_time_where_steps_do_not_divide():
     for spacing in ("trailing", "leading", "linspace"):
         table = ddim(process, "epsilon", 7, spacing=spacing)
         arrivals = torch.cat((table.times[1:], torch.tensor([-1.0], dtype=torch.float64)))
-        for t, (c_x, c_p), arrival in zip(table.times, table.coefficients, arrivals, strict=True):
+        rows = table.coefficients[:, [StepColumn.SAMPLE, StepColumn.GUIDED]]
+        for t, (c_x, c_p), arrival in zip(table.times, rows, arrivals, strict=True):
             x = process.alpha(t) * x0 + process.sigma(t) * eps
             expected = process.alpha(arrival) * x0 + process.sigma(arrival) * eps
             torch.testing.assert_close(c_x * x + c_p * eps, expected, rtol=1e-12, atol=1e-12)
@@ -90,10 +90,8 @@ def test_flow_euler_equals_diffusers_step_by_step(steps, shift):
     timesteps = FlowMatching().timestep(table.times).float()
     torch.testing.assert_close(timesteps, scheduler.timesteps, rtol=1e-5, atol=1e-3)
     theirs = ours = start()
-    for t, row, output in zip(
-        scheduler.timesteps, table.coefficients.tolist(), predictions_of_some_network(steps), strict=True
-    ):
-        ours = ops.sampler_step(ours, output, row)
+    for i, (t, output) in enumerate(zip(scheduler.timesteps, predictions_of_some_network(steps), strict=True)):
+        ours, _ = ops.sampler_step(ours, output, table.coefficients.float(), i)
         theirs = scheduler.step(output, t, theirs).prev_sample
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -104,8 +102,10 @@ def test_flow_euler_trailing_equals_diffusers_with_explicit_sigmas():
     table = flow_euler(FlowMatching(), "flow", 4, shift=3.0)
     torch.testing.assert_close(table.times.float(), scheduler.sigmas[:-1])
     expected = scheduler.sigmas.diff()
-    torch.testing.assert_close(table.coefficients[:, 1].float(), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(table.coefficients[:, 0], torch.ones(4, dtype=torch.float64), rtol=1e-14, atol=0)
+    torch.testing.assert_close(table.coefficients[:, StepColumn.GUIDED].float(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        table.coefficients[:, StepColumn.SAMPLE], torch.ones(4, dtype=torch.float64), rtol=1e-14, atol=0
+    )
 
 
 MEAN, STD = 1.5, 0.4

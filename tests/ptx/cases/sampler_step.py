@@ -1,4 +1,4 @@
-"""sampler_step: three dtypes, vectors and single elements, with and without its optional operands."""
+"""sampler_step: every pair of types, vectors and a rest of single elements, all operands or the fewest."""
 
 from __future__ import annotations
 
@@ -12,44 +12,60 @@ from ptx.case import Case
 from torch import Tensor
 
 from fastdiff import reference
+from fastdiff.reference.sampler_step import step_within_limits
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-COEFFICIENTS = (0.9, -1.3, 0.4, 0.2, -0.1, 0.7)
+# Of a StepColumn each: guidance 3.5, rescale 0.7, clip 1.5, noise 0.25, four factors of the history.
+FULL = (3.5, 0.7, 1.2, -0.4, 1.5, 0.9, -0.3, 0.8, 0.25, 0.4, -0.2, 0.1, 0.7)
+PLAIN = (1.0, 0.0, 0.0, 1.0, 1.5, 0.9, -0.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class SamplerStep:
-    def __init__(self, size: int, dtype: torch.dtype, aligned: bool, guided: bool, history: int) -> None:
+    def __init__(self, dtype: torch.dtype, prediction_dtype: torch.dtype, full: bool) -> None:
         self.dtype = dtype
-        first = 0 if aligned else 1
-        tensors = [torch.randn(size + first).to(dtype)[first:] for _ in range(3 + history)]
-        self.sample, self.prediction, self.uncond, *self.history = tensors
-        self.guided = guided
-        self.coefficients = list(COEFFICIENTS[: 2 + history])
+        shape = (1, 45)
+        self.sample, *history = (torch.randn(shape).to(dtype) for _ in range(5))
+        self.prediction, uncond = (torch.randn(shape).to(prediction_dtype) for _ in range(2))
+        self.uncond, self.history = (uncond, history) if full else (None, [])
+        self.rows = torch.tensor([PLAIN, FULL])
+        self.step = torch.tensor(int(full))
+        self.seeds = torch.tensor([2**40 + 3]) if full else None
+
+    def limits(self, limited: bool) -> Tensor | None:
+        return torch.tensor([1.25]) if limited else None
 
     def run(self, ops: Any) -> Sequence[Tensor]:
-        uncond = self.uncond if self.guided else None
-        return [ops.sampler_step(self.sample, self.prediction, uncond, 3.5, self.coefficients, self.history)]
+        results = []
+        for limited in (False, True):
+            arguments = (self.rows, self.step, 0, self.uncond, self.history, self.seeds, self.limits(limited))
+            results += ops.sampler_step(self.sample, self.prediction, *arguments)
+        return results
 
     def define(self, dtype: torch.dtype) -> Sequence[Tensor]:
-        result = reference.sampler_step(
-            self.sample.to(dtype),
-            self.prediction.to(dtype),
-            self.coefficients,
-            uncond_prediction=self.uncond.to(dtype) if self.guided else None,
-            guidance_scale=3.5,
-            history=[entry.to(dtype) for entry in self.history],
-        )
-        return [result]
+        results: list[Tensor] = []
+        for limited in (False, True):
+            results += step_within_limits(
+                self.sample.to(dtype),
+                self.prediction.to(dtype),
+                self.rows,
+                self.step,
+                None if self.uncond is None else self.uncond.to(dtype),
+                history=[entry.to(dtype) for entry in self.history],
+                seeds=self.seeds,
+                limits=self.limits(limited),
+            )
+        return results
 
 
 def _cases() -> list[Case]:
+    assert len(FULL) == len(PLAIN) == len(reference.StepColumn)
     cases = []
-    for dtype, aligned, (guided, history) in itertools.product(DTYPES, (True, False), ((True, 4), (False, 1))):
-        # Vectors and a tail, or single elements only; enough for the 8 blocks of one multiprocessor to go round twice.
-        size = 2 * 8 * 256 + 3
-        names = (str(dtype).removeprefix("torch."), "aligned" if aligned else "unaligned", f"history{history}")
-        make = functools.partial(SamplerStep, size, dtype, aligned, guided, history)
-        cases.append(Case("-".join(("sampler_step", *names)), make, sm_count=1))
+    for dtype, prediction_dtype, full in itertools.product(DTYPES, DTYPES, (True, False)):
+        if not full and dtype != prediction_dtype:
+            continue
+        names = [str(d).removeprefix("torch.") for d in (dtype, prediction_dtype)] + ["full" if full else "plain"]
+        make = functools.partial(SamplerStep, dtype, prediction_dtype, full)
+        cases.append(Case("-".join(("sampler_step", *names)), make))
     return cases
 
 

@@ -1,0 +1,134 @@
+// Random numbers from counters, a pack of 2 * kLanes at a time: kPack / 4 blocks of Philox4x32-10, whose four words
+// are one vector each.
+//
+// A word is the lower half of a lane of 64 bits, as the multiplication of 32 by 32 bits takes it; the upper halves may
+// hold anything until words become numbers.
+#pragma once
+
+#include "common/philox.h"
+#include "cpu/simd.h"
+#include "cpu/sine.h"
+
+namespace fastdiff::cpu::FASTDIFF_ISA {
+namespace {
+
+typedef uint64_t Wide __attribute__((vector_size(4 * kLanes)));
+constexpr int kBlocksOfPack = kPack / 4;
+static_assert(sizeof(Wide) / sizeof(uint64_t) == kBlocksOfPack);
+
+// Of the lower halves.
+FASTDIFF_INLINE Wide multiply_words(Wide a, uint32_t b) {
+#if defined(__AVX512F__)
+  return (Wide)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+#elif defined(__AVX2__)
+  return (Wide)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+#elif defined(__x86_64__)
+  return (Wide)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
+#elif defined(__aarch64__)
+  return (Wide)vmull_n_u32(vmovn_u64((uint64x2_t)a), b);
+#else
+  return (a & 0xffffffff) * b;
+#endif
+}
+
+template <size_t... kLane>
+FASTDIFF_INLINE Wide counting(std::index_sequence<kLane...>) {
+  return Wide{kLane...};
+}
+
+struct PhiloxWords {
+  Wide words[4];
+};
+
+// The blocks from `first` on.
+FASTDIFF_INLINE PhiloxWords philox(uint64_t first, uint64_t offset, uint64_t seed) {
+  const Wide block = first + counting(std::make_index_sequence<kBlocksOfPack>{});
+  Wide word0 = block, word1 = block >> 32, word2 = Wide{} + offset, word3 = Wide{} + (offset >> 32);
+  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < kPhiloxRounds; round++) {
+    const Wide product0 = multiply_words(word0, kPhiloxMultiplier0);
+    const Wide product1 = multiply_words(word2, kPhiloxMultiplier1);
+    word0 = (product1 >> 32) ^ word1 ^ key0;
+    word2 = (product0 >> 32) ^ word3 ^ key1;
+    word1 = product1;
+    word3 = product0;
+    key0 += kPhiloxWeyl0;
+    key1 += kPhiloxWeyl1;
+  }
+  return {{word0, word1, word2, word3}};
+}
+
+// The words of `a` and `b` by turns.
+FASTDIFF_INLINE UInt pair_words(Wide a, Wide b) { return (UInt)((a & 0xffffffff) | (b << 32)); }
+
+template <class Vector, size_t... kLane>
+FASTDIFF_INLINE Vector interleave(Vector a, Vector b, int first, std::index_sequence<kLane...>) {
+  return first == 0 ? __builtin_shufflevector(a, b, (kLane / 2 + kLane % 2 * kLanes)...)
+                    : __builtin_shufflevector(a, b, (kLanes / 2 + kLane / 2 + kLane % 2 * kLanes)...);
+}
+
+FASTDIFF_INLINE Float unit_interval(UInt words) {
+  return smaller(__builtin_convertvector(words, Float) * kWordScale + kHalfWord, broadcast(kBelowOne));
+}
+
+// log(x) for normal x > 0.
+FASTDIFF_INLINE Float logarithm(Float x) {
+  const Int above = (Int)x - kBitsOfSqrtHalf;
+  const Int exponent = above >> 23;  // of 2, such that what is left lies between sqrt(1/2) and sqrt(2)
+  const Float f = (Float)((above & 0x7fffff) + kBitsOfSqrtHalf) - 1.0f;
+  Float p = f * kLog6 + kLog5;
+  p = p * f + kLog4;
+  p = p * f + kLog3;
+  p = p * f + kLog2;
+  p = p * f + kLog1;
+  p = p * f + kLog0;
+  p = p * f - 0.5f;
+  return __builtin_convertvector(exponent, Float) * kLogOf2 + (f * f * p + f);
+}
+
+struct Normals {
+  Float cosines, sines;
+};
+
+FASTDIFF_INLINE Normals box_muller(UInt radius_words, UInt angle_words) {
+  constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
+  const Float radius = square_root(-2.0f * logarithm(unit_interval(radius_words)));
+  const Float turns = unit_interval(angle_words);
+  const Float shifted = turns * 2.0f + kRound;
+  const Float rest = turns - (shifted - kRound) * 0.5f;  // in [-1/4, 1/4], exactly
+  // Half a turn more is the opposite sine and cosine.
+  const Float signed_radius = (Float)((UInt)radius ^ ((UInt)shifted << 31));
+  const Float distance = (Float)((UInt)rest & 0x7fffffff);
+  return {signed_radius * sine_of_quarter_turns(0.25f - distance), signed_radius * sine_of_quarter_turns(rest)};
+}
+
+// Packs of the draws of one sample, in order: of 32 random bits, or of float32.
+//
+// Never inlined: whatever an element is drawn for, and wherever it lies, it goes through the same instructions.
+template <Draw kDraw>
+__attribute__((noinline)) void draw_packs(uint64_t seed, uint64_t offset, int64_t first_pack, int64_t packs,
+                                          void* target) {
+  constexpr auto kOrder = std::make_index_sequence<kLanes>{};
+  char* vectors = static_cast<char*>(target);
+  const auto put_next = [&](auto first, auto second) FASTDIFF_INLINE_LAMBDA {
+    const auto low = interleave(first, second, 0, kOrder), high = interleave(first, second, 1, kOrder);
+    std::memcpy(vectors, &low, sizeof low);
+    std::memcpy(vectors + sizeof low, &high, sizeof high);
+    vectors += 2 * sizeof low;
+  };
+  for (int64_t pack = first_pack; pack < first_pack + packs; pack++) {
+    const PhiloxWords block = philox(static_cast<uint64_t>(pack) * kBlocksOfPack, offset, seed);
+    const UInt even = pair_words(block.words[0], block.words[2]), odd = pair_words(block.words[1], block.words[3]);
+    if constexpr (kDraw == Draw::Bits) {
+      put_next(even, odd);
+    } else if constexpr (kDraw == Draw::Uniform) {
+      put_next(unit_interval(even), unit_interval(odd));
+    } else {
+      const Normals normals = box_muller(even, odd);
+      put_next(normals.cosines, normals.sines);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fastdiff::cpu::FASTDIFF_ISA
