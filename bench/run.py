@@ -10,10 +10,11 @@ from typing import NoReturn
 # The package `bench` lies in the folder above. Appended, so that an installed fastdiff comes before the sources.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
+from bench import samplers  # noqa: E402
 from bench.kernels import command as kernels  # noqa: E402
 from bench.kernels.worker import WorkerFailed  # noqa: E402
 
-COMMANDS = {"kernels": kernels}
+COMMANDS = {"kernels": kernels, "samplers": samplers}
 
 
 class _Parser(argparse.ArgumentParser):

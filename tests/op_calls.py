@@ -28,6 +28,7 @@ def op_call(op: str, dtype: torch.dtype = torch.float32) -> tuple[tuple[Any, ...
         return torch.randn(size).to(dtype)
 
     x = activation(2, 5, 16)
+    given_dtype = {} if dtype == torch.float32 else {"dtype": dtype}  # torch.export takes no dtype as input
     calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         "add_noise": ((activation(2, 4, 5, 3), activation(2, 4, 5, 3), *torch.rand(4, 2)), {}),
         "attention": (
@@ -49,8 +50,8 @@ def op_call(op: str, dtype: torch.dtype = torch.float32) -> tuple[tuple[Any, ...
                 "bias": torch.randn(16),
             },
         ),
-        "philox_normal": (((2, 5, 3), torch.tensor([3, 5])), {"dtype": dtype}),
-        "philox_uniform": (((2, 5, 3), torch.tensor([3, 5])), {"dtype": dtype}),
+        "philox_normal": (((2, 5, 3), torch.tensor([3, 5])), given_dtype),
+        "philox_uniform": (((2, 5, 3), torch.tensor([3, 5])), given_dtype),
         "qk_norm_rope": (
             (activation(2, 5, 3, 8), activation(2, 5, 3, 8), torch.randn(8), torch.randn(8), *_tables(3, 8)),
             {"text_tokens": 2},
@@ -63,6 +64,6 @@ def op_call(op: str, dtype: torch.dtype = torch.float32) -> tuple[tuple[Any, ...
                 "seeds": torch.tensor([3, 5]),
             },
         ),
-        "timestep_embedding": ((torch.tensor([0.5, 999.0]), 16), {} if dtype == torch.float32 else {"dtype": dtype}),
+        "timestep_embedding": ((torch.tensor([0.5, 999.0]), 16), given_dtype),
     }
     return calls[op]

@@ -30,6 +30,7 @@ LAYERS = {
     "diffusion": set(),
     "sampling": {"diffusion", "ops"},
     "training": {"diffusion", "models", "ops", "sampling"},
+    "integrations": {"diffusion", "ops", "sampling"},
     "cli": {"allocator", "data", "diffusion", "models", "ops", "reference", "sampling", "training"},
 }
 FOUNDATIONS = {"_build_info", "_dispatch", "_extension", "_files", "_switch", "_version"}

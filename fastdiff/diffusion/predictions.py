@@ -35,13 +35,19 @@ class Prediction:
         """
         w_x0, w_eps = self.weights(alpha, sigma)
         determinant = alpha * w_eps - sigma * w_x0
-        if (determinant == 0).any():
+        if not (determinant.abs() > 0).all():  # NaN, too: "edm" where alpha is 0
             raise ValueError(
                 f"prediction {self.name!r} does not determine x0 and eps at alpha {alpha.tolist()}, "
                 f"sigma {sigma.tolist()}"
             )
         rows = torch.stack((w_eps, -sigma, -w_x0, alpha), dim=-1) / determinant[..., None]
         return rows.unflatten(-1, (2, 2))
+
+
+def _edm_weights(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    # On fastdiff.diffusion.EDM, (alpha * sigma_data)^2 + sigma^2 = 1: there is no second place to say sigma_data.
+    sigma_data = (1 - sigma**2).sqrt() / alpha
+    return sigma / sigma_data, -alpha * sigma_data
 
 
 PREDICTIONS: dict[str, Prediction] = {
@@ -53,8 +59,12 @@ PREDICTIONS: dict[str, Prediction] = {
         Prediction("sample", lambda alpha, sigma: (torch.ones_like(alpha), torch.zeros_like(sigma))),
         # Progressive distillation (arXiv:2202.00512, appendix D).
         Prediction("v", lambda alpha, sigma: (-sigma, alpha)),
+        # The gradient of log p_t (arXiv:2011.13456, equation 7): its target given x0 is -eps / sigma.
+        Prediction("score", lambda alpha, sigma: (torch.zeros_like(alpha), -1 / sigma)),
         # The velocity of the straight path from data to noise (arXiv:2210.02747).
         Prediction("flow", lambda alpha, sigma: (-torch.ones_like(alpha), torch.ones_like(sigma))),
+        # F of EDM (arXiv:2206.00364, equation 7), for the process of the same name: D = c_skip * x + c_out * F.
+        Prediction("edm", _edm_weights),
     )
 }
 

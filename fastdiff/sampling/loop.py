@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,27 +9,17 @@ from tqdm.auto import tqdm
 
 from fastdiff import ops
 from fastdiff.diffusion import FlowMatching, Process
-from fastdiff.ops import StepColumn
-from fastdiff.sampling.noise import seeded_noise
-from fastdiff.sampling.solvers import solver_table
+from fastdiff.sampling.denoiser import Denoiser, predicted, starting_noise
+from fastdiff.sampling.guidance import ClassifierGuidance, Guidance, ProjectedGuidance
+from fastdiff.sampling.samplers import solver_table
+from fastdiff.sampling.schedule import NoiseSchedule
+from fastdiff.sampling.table import SolverTable
 
-Denoiser = Callable[[Tensor, Tensor], Any]
-"""(sample (N, ...), timestep (N,) float32) -> prediction (N, ...), or a tuple whose first entry that is."""
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """``guided = u + scale * (p - u)``: away from a weaker prediction u, through and beyond the prediction p.
-
-    Classifier-free guidance if `denoiser` is the network without its condition (arXiv:2207.12598), autoguidance if
-    it is a smaller or less trained network (arXiv:2406.02507).
-    """
-
-    denoiser: Denoiser
-    scale: float
+Callback = Callable[[int, Tensor], None]
+"""(rows done, the sample after them); the tensor is the loop's own and changes with the next row."""
+AnyGuidance = Guidance | ProjectedGuidance | ClassifierGuidance
 
 
-@torch.no_grad()
 def sample(
     denoiser: Denoiser,
     noise_or_shape: Tensor | Sequence[int],
@@ -39,26 +28,32 @@ def sample(
     steps: int = 20,
     process: Process | None = None,
     prediction: str = "flow",
+    schedule: str | NoiseSchedule | None = None,
+    guidance: AnyGuidance | None = None,
     seeds: Sequence[int] | None = None,
-    guidance: Guidance | None = None,
     sampler_options: dict[str, Any] | None = None,
     device: torch.device | str = "cpu",
+    callback: Callback | None = None,
     progress: bool = False,
 ) -> Tensor:
     """Draw samples: start from noise and follow the solver's table.
 
     Args:
-        denoiser: called as ``denoiser(x, timestep)`` with x (N, ...) and timestep (N,) in float32, once a step.
-            A model of this package or of diffusers, or any function; its output may be a tensor or a tuple.
+        denoiser: called as ``denoiser(x, timestep)`` with x (N, ...) and timestep (N,) in float32. A model of this
+            package or of diffusers, or any function; its output may be a tensor or a tuple. It must not keep x, which
+            the next step overwrites.
         noise_or_shape: the starting noise (N, ...), standard normal, or its shape.
         sampler: a name in :data:`SAMPLERS`.
-        steps: number of steps; each is one model call (two with guidance).
+        steps: number of steps; the solvers' docstrings say how many model calls that takes.
         process: what the network was trained on; default :class:`fastdiff.diffusion.FlowMatching`.
         prediction: what the network returns, a name in :data:`fastdiff.diffusion.PREDICTIONS`.
-        seeds: with a shape, one integer a sample (default 0 ... N - 1). Sample i depends on seed i only.
-        guidance: a second network to be guided away from.
-        sampler_options: further arguments of the solver, such as {"shift": 3.0} or {"spacing": "leading"}.
+        schedule: where the steps lie, a name in :data:`SCHEDULES` or the levels themselves.
+        guidance: classifier-free, negative, projected or by a classifier.
+        seeds: one integer a sample (default 0 ... N - 1), for the starting noise and for that of stochastic samplers.
+            Sample i depends on seed i only.
+        sampler_options: further options of the solver and of the schedule, such as {"eta": 1.0} or {"shift": 3.0}.
         device: with a shape, where to sample.
+        callback: called after each step.
         progress: show a progress bar.
 
     Returns:
@@ -68,30 +63,80 @@ def sample(
         ValueError: an unknown name, or shapes, seeds and options that do not fit.
     """
     process = FlowMatching() if process is None else process
-    table = solver_table(sampler, process, prediction, steps, **(sampler_options or {}))
-    timesteps = process.timestep(table.times).float()
-    x = _start(noise_or_shape, seeds, device)
-    rows = table.coefficients.clone()
-    if guidance is not None:
-        rows[:, StepColumn.GUIDANCE] = guidance.scale
-    coefficients = rows.to(device=x.device, dtype=torch.float32)
-    for step, timestep in enumerate(tqdm(timesteps, desc="sampling", disable=not progress)):
-        timestep = timestep.to(x.device).expand(x.shape[0])
-        uncond = None if guidance is None else _prediction(guidance.denoiser, x, timestep)
-        prediction_of_x = _prediction(denoiser, x, timestep)
-        x, _ = ops.sampler_step(x, prediction_of_x, coefficients, step, uncond_prediction=uncond)
+    table = solver_table(sampler, process, prediction, steps, schedule=schedule, **(sampler_options or {}))
+    noise, noise_seeds = starting_noise(noise_or_shape, seeds, device)
+    return run_table(
+        table,
+        denoiser,
+        noise * table.start_scale,
+        prediction=prediction,
+        guidance=guidance,
+        seeds=noise_seeds,
+        callback=callback,
+        progress=progress,
+    )
+
+
+@torch.no_grad()
+def run_table(
+    table: SolverTable,
+    denoiser: Denoiser,
+    start: Tensor,
+    *,
+    prediction: str,
+    guidance: AnyGuidance | None = None,
+    seeds: Tensor | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Follow a table from a state at its first level: :func:`sample` for those who have the table and the state.
+
+    The loop allocates nothing but what the network does, and never waits for the device.
+
+    Args:
+        start: (N, ...) the state at ``table.levels[0]``; it is not changed. float64 runs on the definitions only, under
+            :func:`fastdiff.use_reference`, and then with the table in float64.
+        prediction: that of the table.
+        seeds: (N,) int64 on the device of `start`, for a table that is stochastic.
+        denoiser, guidance, callback, progress: as :func:`sample` takes them.
+
+    Returns:
+        (N, ...) the state at ``table.levels[-1]``.
+    """
+    if isinstance(guidance, Guidance):
+        scales = torch.tensor([guidance.scale_at(level) for level in table.levels[:-1]], dtype=torch.float64)
+        table = table.with_guidance(scales, guidance.rescale)
+    x = start.clone(memory_format=torch.contiguous_format if table.is_stochastic else torch.preserve_format)
+    precision = torch.promote_types(x.dtype, torch.float32)
+    coefficients = table.coefficients.to(x.device, precision)
+    timesteps = table.timesteps.to(x.device, precision).unsqueeze(1).expand(-1, len(x))
+    history = [torch.zeros_like(x) for _ in range(table.history_slots)]
+    if table.is_stochastic and seeds is None:
+        raise ValueError("seeds must be given for a sampler that draws noise, got None")
+    draws, reads = table.draws, table.history_reads
+    p, u, average = x, None, None
+    for row in tqdm(range(len(table)), desc="sampling", disable=not progress):
+        level, slot = table.levels[row], table.writes[row]
+        if table.calls[row]:
+            p, u = predicted(denoiser, x, timesteps[row]), None
+            if isinstance(guidance, Guidance) and guidance.scale_at(level) != 1:
+                u = predicted(guidance.denoiser, x, timesteps[row])
+            elif isinstance(guidance, ProjectedGuidance):
+                weak = predicted(guidance.denoiser, x, timesteps[row])
+                p, average = guidance.guided(x, p, weak, level, prediction, average)
+            elif isinstance(guidance, ClassifierGuidance):
+                p = guidance.guided(x, timesteps[row], p, level, prediction)
+        ops.sampler_step_(
+            x,
+            p,
+            coefficients,
+            row,
+            uncond_prediction=u,
+            history=history[: reads[row]],
+            seeds=seeds if draws[row] else None,
+            threshold=table.threshold,
+            model_out=None if slot is None else history[slot],
+        )
+        if callback is not None:
+            callback(row + 1, x)
     return x
-
-
-def _start(noise_or_shape: Tensor | Sequence[int], seeds: Sequence[int] | None, device: torch.device | str) -> Tensor:
-    if isinstance(noise_or_shape, Tensor):
-        if seeds is not None:
-            raise ValueError("seeds must be None when noise_or_shape is the noise itself")
-        return noise_or_shape
-    seeds = range(noise_or_shape[0]) if seeds is None else seeds
-    return seeded_noise(noise_or_shape, seeds, device=device)
-
-
-def _prediction(denoiser: Denoiser, x: Tensor, timestep: Tensor) -> Tensor:
-    output = denoiser(x, timestep)
-    return output if isinstance(output, Tensor) else output[0]

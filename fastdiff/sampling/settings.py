@@ -8,7 +8,7 @@ from typing import Any
 
 from fastdiff._files import atomic_write
 from fastdiff.diffusion import FlowMatching, Process, get_prediction, process_from_dict, process_to_dict
-from fastdiff.sampling.solvers import SAMPLERS
+from fastdiff.sampling.samplers import get_sampler
 
 SETTINGS_NAME = "pipeline.json"
 
@@ -28,12 +28,12 @@ class SamplingSettings:
     prediction: str = "flow"
     sampler: str = "flow_euler"
     steps: int = 32
+    schedule: str | None = None
     sampler_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         get_prediction(self.prediction)
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {sorted(SAMPLERS)}, got {self.sampler!r}")
+        get_sampler(self.sampler)
 
     def arguments(self, **overrides: Any) -> dict[str, Any]:
         """Keyword arguments for :func:`sample`; `overrides` replace single ones."""

@@ -95,8 +95,8 @@ class TrainConfig:
     def _check_that_sampling_can_start(self) -> None:
         """Before the training, not after: a sampler's first step needs x0 and eps from the prediction at pure noise."""
         process = PROCESSES[self.process]()
-        last = process.time_from_unit(torch.ones((), dtype=torch.float64))
-        get_prediction(self.prediction).solve(process.alpha(last), process.sigma(last))
+        first = torch.tensor(process.first_time, dtype=torch.float64)
+        get_prediction(self.prediction).solve(process.alpha(first), process.sigma(first))
 
     def unet_config(self, image_channels: int) -> dict[str, Any]:
         """The configuration of the :class:`fastdiff.models.UNet2DModel` that is trained."""

@@ -5,7 +5,21 @@ import math
 import pytest
 import torch
 
-from fastdiff.diffusion import PROCESSES, DiscreteVP, FlowMatching, process_from_dict, process_to_dict
+from fastdiff.diffusion import (
+    EDM,
+    PROCESSES,
+    VE,
+    VP,
+    CosineVP,
+    DiscreteVP,
+    FlowMatching,
+    SubVP,
+    dynamic_shift,
+    process_from_dict,
+    process_to_dict,
+    resolution_shift,
+    shifted_time,
+)
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -83,15 +97,88 @@ def test_wrong_arguments():
         DiscreteVP(beta_start=0.5, beta_end=0.1)
     with pytest.raises(ValueError, match="num_train_timesteps"):
         DiscreteVP(num_train_timesteps=0)
-    for t in (0.5, -2.0, 1000.0):
-        with pytest.raises(ValueError, match="t must be whole numbers from -1 to 999"):
+    for t in (-0.5, -2.0, 999.5, 1000.0):
+        with pytest.raises(ValueError, match="t must be -1 or from 0 to 999"):
             DiscreteVP().alpha(torch.tensor([t]))
 
 
-@pytest.mark.parametrize("process", [DiscreteVP("cosine", num_train_timesteps=500), FlowMatching(1.0)])
+@pytest.mark.parametrize(
+    "process",
+    [DiscreteVP("cosine", num_train_timesteps=500), FlowMatching(1.0), VP(0.2), SubVP(), VE(0.1), EDM(0.7), CosineVP()],
+)
 def test_dict_round_trip(process):
     assert process_from_dict(process_to_dict(process)) == process
     assert process_to_dict(process)["name"] in PROCESSES
+
+
+CONTINUOUS = [VP(), SubVP(), CosineVP(), VE(), EDM(), FlowMatching()]
+
+
+@pytest.mark.parametrize("process", [*CONTINUOUS, DiscreteVP(), DiscreteVP("sigmoid")], ids=lambda p: type(p).__name__)
+def test_time_is_found_from_the_noise_level_and_from_the_timestep(process):
+    t = torch.linspace(process.last_time, process.first_time, 41, dtype=torch.float64)[1:-1]
+    ratio = process.sigma(t) / process.alpha(t)
+    assert (ratio.diff() > 0).all()
+    torch.testing.assert_close(process.time_at(ratio), t, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(process.time_of_timestep(process.timestep(t)), t, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("process", CONTINUOUS, ids=lambda p: type(p).__name__)
+def test_training_times_are_in_range(process):
+    times = process.time_from_unit(torch.linspace(0, 1 - 1e-12, 1001, dtype=torch.float64))
+    assert times.isfinite().all() and (times.diff() > 0).all() and (times >= 0).all()
+
+
+def test_the_sdes_are_those_of_the_paper():
+    t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    integral = 0.1 * t + 0.5 * 19.9 * t**2
+    torch.testing.assert_close(VP().alpha(t) ** 2, torch.exp(-integral))
+    torch.testing.assert_close(VP().sigma(t) ** 2, 1 - torch.exp(-integral))
+    torch.testing.assert_close(SubVP().sigma(t), 1 - torch.exp(-integral))
+    torch.testing.assert_close(VE(0.01, 50.0).sigma(t), 0.01 * 5000**t)
+    # DDPM's betas are VP's, divided by the number of steps (arXiv:2011.13456, appendix B).
+    discrete, times = DiscreteVP(), torch.tensor([99.0, 499.0, 999.0], dtype=torch.float64)
+    torch.testing.assert_close(VP().alpha((times + 1) / 1000), discrete.alpha(times), rtol=0.05, atol=0)
+
+
+def test_sigmoid_schedule_is_the_papers():
+    """arXiv:2212.11972, algorithm 1, written out."""
+    process, t = DiscreteVP("sigmoid"), torch.tensor([0.0, 499.0, 900.0], dtype=torch.float64)
+
+    def sigmoid(x):
+        return 1 / (1 + math.exp(-x))
+
+    for time in t.tolist():
+        u = (time + 1) / 1000
+        gamma = (sigmoid(3) - sigmoid(u * 6 - 3)) / (sigmoid(3) - sigmoid(-3))
+        assert math.isclose(process.alpha(torch.tensor([time])).item() ** 2, gamma, rel_tol=1e-9)
+
+
+def test_zero_terminal_snr_equals_diffusers():
+    scheduler = diffusers.DDIMScheduler(rescale_betas_zero_snr=True)
+    process, t = DiscreteVP(zero_terminal_snr=True), torch.arange(1000, dtype=torch.float64)
+    torch.testing.assert_close(process.alpha(t) ** 2, scheduler.alphas_cumprod.double(), rtol=1e-3, atol=1e-6)
+    assert process.alpha(t)[-1] == 0 and abs(process.alpha(t)[0] - DiscreteVP().alpha(t)[0]) < 1e-15
+
+
+def test_between_whole_times_the_log_of_the_noise_level_is_linear():
+    process, t = DiscreteVP(), torch.tensor([10.0, 10.25, 11.0], dtype=torch.float64)
+    logs = (process.sigma(t) / process.alpha(t)).log()
+    assert math.isclose(logs[1], 0.75 * logs[0] + 0.25 * logs[2], rel_tol=1e-12)
+    torch.testing.assert_close(process.alpha(t) ** 2 + process.sigma(t) ** 2, torch.ones(3, dtype=torch.float64))
+
+
+def test_shifts():
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    assert shifted_time(t, 3.0).tolist() == [0.0, 0.75, 1.0]
+    assert resolution_shift(1024**2, 512**2) == 2.0
+    for tokens, mu in ((256, 0.5), (4096, 1.15)):
+        assert math.isclose(dynamic_shift(tokens), math.exp(mu))
+        # FLUX writes the shifted time as e^mu / (e^mu + 1/t - 1).
+        flux = math.exp(mu) / (math.exp(mu) + 1 / 0.3 - 1)
+        assert math.isclose(shifted_time(torch.tensor(0.3, dtype=torch.float64), dynamic_shift(tokens)), flux)
+    with pytest.raises(ValueError, match="shift must be positive, got 0"):
+        shifted_time(t, 0)
 
 
 def test_dict_errors():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fastdiff.diffusion import TIME_SAMPLERS, logit_normal_times, uniform_times
+from fastdiff.diffusion import TIME_SAMPLERS, logit_normal_times, mode_times, uniform_times
 
 COUNT = 100_000
 
@@ -37,6 +37,18 @@ def test_uniform_distribution():
 def test_logit_normal_distribution():
     times = logit_normal_times(COUNT, torch.Generator().manual_seed(0), mean=-0.5, std=0.7).sort().values
     assert ks_distance(times, normal_cdf((torch.logit(times) + 0.5) / 0.7)) < 1.5 / COUNT
+
+
+def test_mode_distribution():
+    """The quantiles of arXiv:2403.03206, equation 20: both ends stay, and the middle has the density 1 / |f'(1/2)|."""
+    scale = 1.29
+    times = mode_times(COUNT, torch.Generator().manual_seed(0), scale).sort().values
+    for u in (0.0, 0.2, 0.5, 0.9):
+        quantile = 1 - u - scale * (math.cos(math.pi / 2 * u) ** 2 - 1 + u)
+        below = (times < quantile).double().mean().item()
+        assert abs(below - (1 - u)) < 1e-3
+    middle = ((times - 0.5).abs() < 0.01).double().mean().item()
+    assert abs(middle / (0.02 / (1 + scale * (1 - math.pi / 2))) - 1) < 0.02
 
 
 def test_each_place_in_the_batch_is_uniform_alone():

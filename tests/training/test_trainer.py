@@ -49,8 +49,15 @@ def test_training_learns_the_data(tmp_path):
 
 @pytest.mark.parametrize(
     ("process", "prediction"),
-    # Pure noise has no signal from which epsilon alone could tell x0; the configuration refuses that pair.
-    [pair for pair in itertools.product(PROCESSES, PREDICTIONS) if pair != ("flow_matching", "epsilon")],
+    [
+        *itertools.product(["discrete_vp"], PREDICTIONS),
+        *itertools.product(["flow_matching"], ["flow", "v", "sample"]),
+        ("vp", "score"),
+        ("sub_vp", "epsilon"),
+        ("cosine_vp", "v"),
+        ("ve", "score"),
+        ("edm", "edm"),
+    ],
 )
 def test_every_process_and_prediction_trains_and_samples(process, prediction, tmp_path):
     config = TrainConfig(output=str(tmp_path), steps=2, process=process, prediction=prediction, **TINY)
@@ -58,6 +65,18 @@ def test_every_process_and_prediction_trains_and_samples(process, prediction, tm
     model, settings = UNet2DModel.from_pretrained(tmp_path), SamplingSettings.load(tmp_path)
     assert type(settings.process) is PROCESSES[process] and settings.prediction == prediction
     assert sample(model, (2, 1, 8, 8), **settings.arguments(steps=3)).isfinite().all()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "score", "edm"])
+def test_predictions_that_cannot_start_from_pure_noise_are_refused(prediction, tmp_path):
+    """There is no signal from which these could tell x0."""
+    with pytest.raises(ValueError, match=f"prediction '{prediction}' does not determine x0"):
+        TrainConfig(output=str(tmp_path), process="flow_matching", prediction=prediction, **TINY)
+
+
+def test_every_process_trains_somewhere_here():
+    marks = test_every_process_and_prediction_trains_and_samples.pytestmark
+    assert {process for process, _ in marks[0].args[1]} == set(PROCESSES)
 
 
 def test_batch_is_the_noised_images_and_the_target():

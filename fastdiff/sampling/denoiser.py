@@ -1,0 +1,38 @@
+"""What every way of sampling starts from: a network, and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff import ops
+
+Denoiser = Callable[[Tensor, Tensor], Any]
+"""(sample (N, ...), timestep (N,) float32) -> prediction (N, ...), or a tuple whose first entry that is."""
+
+
+def predicted(denoiser: Denoiser, x: Tensor, timestep: Tensor) -> Tensor:
+    """The prediction of a denoiser, whether it comes alone or in a tuple."""
+    output = denoiser(x, timestep)
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def starting_noise(
+    noise_or_shape: Tensor | Sequence[int], seeds: Sequence[int] | None, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Standard normal noise (N, ...), as given or drawn for a shape, and the seeds (N,) int64 on its device.
+
+    Seeds are 0 ... N - 1 where none are given. ValueError if there are not N.
+    """
+    count = noise_or_shape.shape[0] if isinstance(noise_or_shape, Tensor) else noise_or_shape[0]
+    seeds = range(count) if seeds is None else seeds
+    if len(seeds) != count:
+        raise ValueError(f"seeds must have one entry for each of the {count} samples, got {len(seeds)}")
+    if isinstance(noise_or_shape, Tensor):
+        noise = noise_or_shape.detach()
+    else:
+        noise = ops.philox_normal(noise_or_shape, seeds, device=device)
+    return noise, torch.tensor(list(seeds), dtype=torch.int64, device=noise.device)
