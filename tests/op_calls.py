@@ -29,7 +29,6 @@ def op_call(op: str, dtype: torch.dtype = torch.float32) -> tuple[tuple[Any, ...
 
     x = activation(2, 5, 16)
     given_dtype = {} if dtype == torch.float32 else {"dtype": dtype}  # torch.export takes no dtype as input
-    given_dtype = {} if dtype == torch.float32 else {"dtype": dtype}  # torch.export takes no dtype as input
     calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         "add_noise": ((activation(2, 4, 5, 3), activation(2, 4, 5, 3), *torch.rand(4, 2)), {}),
         "attention": (

@@ -32,7 +32,7 @@ def ema_decay(steps: int, *, first: int = 2, first_decay: float = 0.9) -> float:
 
 def improved_steps(step: int, total: int, *, first: int = 10, last: int = 1280) -> int:
     """N(k) of improved consistency training: it doubles (arXiv:2310.14189, section 3.4). The target has no decay."""
-    period = math.floor(total / (math.log2(last // first) + 1))
+    period = max(1, math.floor(total / (math.log2(last // first) + 1)))
     return min(first * 2 ** (step // period), last) + 1
 
 

@@ -13,6 +13,9 @@ from torch import Tensor
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid")
 
 
+_LOG_RATIO_TOLERANCE = 1e-3  # published levels have three digits
+
+
 @dataclass(frozen=True)
 class DiscreteVP:
     """The variance-preserving process of DDPM (arXiv:2006.11239): alpha^2 + sigma^2 = 1 at whole-numbered times.
@@ -94,6 +97,12 @@ class DiscreteVP:
 
     def time_at(self, ratio: Tensor) -> Tensor:
         log_ratio = torch.as_tensor(ratio, dtype=torch.float64).log()
+        low, high = self._log_ratios[0] - _LOG_RATIO_TOLERANCE, self._log_ratios[-1] + _LOG_RATIO_TOLERANCE
+        if not ((low <= log_ratio) & (log_ratio <= high)).all():
+            raise ValueError(
+                f"sigma / alpha must be within the process's {math.exp(self._log_ratios[0]):.4g} to "
+                f"{math.exp(self._log_ratios[-1]):.4g}, got {torch.as_tensor(ratio).tolist()}"
+            )
         return torch.as_tensor(np.interp(log_ratio, self._log_ratios, np.arange(self.num_train_timesteps)))
 
     def data_scale(self, t: Tensor) -> Tensor:

@@ -97,6 +97,7 @@ class FusedScheduler:
     def set_begin_index(self, begin_index: int = 0) -> None:
         """As the scheduler's own: the place in ``timesteps`` at which the next loop starts."""
         self._begin_index = begin_index
+        self._run = None
 
     @property
     def begin_index(self) -> int | None:

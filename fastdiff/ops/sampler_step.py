@@ -105,10 +105,12 @@ def sampler_step_(
         model_out: of sample's shape, dtype and device. It may be one of `history`, which is read before it is written.
 
     Raises:
-        TypeError, ValueError: as :func:`sampler_step`.
+        TypeError, ValueError: as :func:`sampler_step`; ValueError if model_out is sample itself.
         RuntimeError: a gradient is asked for, which this function does not have.
     """
     _check(sample, prediction, coefficients, step, uncond_prediction, history, seeds, threshold, model_out)
+    if model_out is sample:
+        raise ValueError("model_out must be another tensor than sample, which takes the result")
     if torch.is_grad_enabled():
         tensors = (sample, prediction, coefficients, uncond_prediction, *history)
         if any(tensor is not None and tensor.requires_grad for tensor in tensors):
@@ -128,6 +130,9 @@ def sampler_step_(
         return
     arguments = _raw_arguments(sample, prediction, coefficients, step, uncond_prediction, history, seeds, threshold)
     _dispatch.call(torch.ops.fastdiff.sampler_step_.default, *arguments, model_out)
+    if not torch.compiler.is_compiling():
+        # Autograd and what is kept of a tensor tell by its version whether it is still the same.
+        torch.autograd.graph.increment_version([sample] if model_out is None else [sample, model_out])
 
 
 def _raw_arguments(sample, prediction, coefficients, step, uncond_prediction, history, seeds, threshold) -> tuple:

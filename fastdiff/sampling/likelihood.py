@@ -46,6 +46,8 @@ def log_likelihood(
     """
     if divergence not in ("hutchinson", "exact"):
         raise ValueError(f"divergence must be 'hutchinson' or 'exact', got {divergence!r}")
+    if probes < 1:
+        raise ValueError(f"probes must be at least 1, got {probes}")
     vectors = _probes(x, divergence, probes, seeds)
     flow = probability_flow(denoiser, process, prediction)
 

@@ -39,6 +39,8 @@ def timesteps(
     if not 1 <= steps <= total:
         raise ValueError(f"steps must be from 1 to the process's {total} timesteps, got {steps}")
     points = steps + extra_point
+    if spacing == "leading" and points > total:
+        raise ValueError(f"steps must be below the process's {total} timesteps with an extra point, got {steps}")
     if spacing == "trailing":
         times = torch.round(total - torch.arange(steps, dtype=torch.float64) * (total / steps)) - 1
     elif spacing == "leading":

@@ -23,6 +23,7 @@ def test_curricula_are_those_of_the_papers():
     # arXiv:2310.14189: doubling from 10 to 1280 in 8 equal periods.
     assert [improved_steps(k, 800) for k in (0, 99, 100, 650, 799)] == [11, 11, 21, 641, 1281]
     assert improved_steps(10_000, 800) == 1281
+    assert [improved_steps(k, 3) for k in (0, 1, 2)] == [11, 21, 41]  # a run too short for all of them
 
 
 def test_noise_levels_rise_from_end_to_end():

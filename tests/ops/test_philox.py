@@ -199,7 +199,7 @@ print(digest.hexdigest())
 def test_empty(device: Backend) -> None:
     for shape in ((0,), (0, 3), (2, 0, 4)):
         for function in (ops.philox_bits, ops.philox_uniform, ops.philox_normal):
-            assert function(shape, range(shape[0])).shape == shape
+            assert function(shape, range(shape[0]), device=device.device).shape == shape
 
 
 # ---- torch's own contracts, and the public functions -----------------------------------------------------------------

@@ -131,6 +131,8 @@ def test_likelihood_does_not_depend_on_the_batch() -> None:
     process, x = VP(), noise(3)
     network = MIXTURE.denoiser(process, "score")
     options = {"process": process, "prediction": "score"}
+    with pytest.raises(ValueError, match="probes must be at least 1"):
+        log_likelihood(network, x, **{**options, "probes": 0})
     together = log_likelihood(network, x, seeds=[1, 2, 3], **options)
     torch.testing.assert_close(log_likelihood(network, x[1:2], seeds=[2], **options), together[1:2])
     with pytest.raises(ValueError, match="divergence must be.*'guess'"):

@@ -176,3 +176,14 @@ def test_wrong_arguments() -> None:
         arguments = {"steps": 10, **options}
         with pytest.raises(ValueError, match=message):
             SCHEDULES[name](process, **arguments)
+
+
+def test_levels_outside_a_discrete_process_are_refused() -> None:
+    """They would all become its last time."""
+    process = DiscreteVP()
+    with pytest.raises(ValueError, match="sigma / alpha must be within the process's"):
+        SCHEDULES["karras"](process, 4, sigma_max=2000.0)
+    with pytest.raises(ValueError, match="sigma / alpha must be within the process's"):
+        SCHEDULES["ays"](process, 4, model="svd")
+    with pytest.raises(ValueError, match="with an extra point"):
+        SCHEDULES["timesteps"](process, 1000, spacing="leading", extra_point=True)
