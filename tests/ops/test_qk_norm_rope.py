@@ -154,7 +154,9 @@ def test_forward(device: Backend, dtype, shape, interleaved) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_backward(device: Backend, dtype, shape, interleaved) -> None:
-    assert_backward_right(device, make(shape, dtype, interleaved, device.device))
+    problem = make(shape, dtype, interleaved, device.device)
+    # One number over its own magnitude hardly depends on it: with a small eps its gradient is what cancellation leaves.
+    assert_backward_right(device, replace(problem, eps=0.1) if problem.query.shape[-1] == 1 else problem)
 
 
 @pytest.mark.parametrize("interleaved", (True, False), ids=("interleaved", "half_split"))
