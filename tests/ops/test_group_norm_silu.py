@@ -163,6 +163,17 @@ def test_statistics_of_16_bits_are_those_of_float64(device: Backend) -> None:
         assert (rstd * deviation - 1).abs().max() < 5e-5
 
 
+def test_time_bias_that_cancels_every_other_channel(device: Backend) -> None:
+    """Beside the squares of one channel, those of the next vanish in a float32 sum."""
+    for dtype, layout in itertools.product(DTYPES, LAYOUTS):
+        x = make_input((2, 16, 30, 41), dtype, layout, device.device, mean=0, std=0.1)
+        x[:, ::2] = 1000.0
+        time_bias = torch.tensor([-1000.0, 0.0], device=device.device).repeat(2, 8)
+        _, _, rstd = run(device, x, 4, {"time_bias": time_bias})
+        exact = (x.double() + time_bias.double()[:, :, None, None]).reshape(2, 4, -1).var(-1, correction=0)
+        assert (rstd * (exact + 1e-5).sqrt() - 1).abs().max() < 5e-5
+
+
 def test_outlier_does_not_spoil_the_statistics(device: Backend) -> None:
     """Shifting the sums by their first element would cost four digits here."""
     x = torch.randn(1, 8, 64, 64, device=device.device)
