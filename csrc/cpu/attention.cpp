@@ -58,48 +58,51 @@ Int valid_lanes(int64_t count) {
   return mask;
 }
 
-// Scores of kRows queries against a block of keys become 2^(score - top), with the top of this and all earlier
-// blocks, as the left-hand matrix that multiplies the values, where the scores were. `earlier` is what
-// earlier sums have to be multiplied by. Several rows at a time, as one alone is a chain of dependent steps. Lanes
-// without a key become 0.
-template <int kRows, class T>
+// Queries whose scores become probabilities together: one alone is a chain of dependent steps.
+constexpr int kRowsAtOnce = 4;
+static_assert(kQueryBlock % kRowsAtOnce == 0, "the rows after the last query lie within the block");
+
+// Scores of kRowsAtOnce queries against a block of keys become 2^(score - top), with the top of this and all earlier
+// blocks, as the left-hand matrix that multiplies the values, where the scores were. `earlier` is what earlier sums
+// have to be multiplied by. Lanes without a key become 0.
+template <class T>
 FASTDIFF_INLINE void exponentiate(float* scores, int64_t vectors, Int valid, Softmax* softmax, float* earlier) {
   using Number = std::conditional_t<kTerms<Factor<T>> == 2, BFloat16, float>;
   const auto larger_lanes = [](Float a, Float b) FASTDIFF_INLINE_LAMBDA { return larger(a, b); };
   const auto add_lanes = [](Float a, Float b) FASTDIFF_INLINE_LAMBDA { return a + b; };
+  const auto lane_of_row = [](int r) { return r * (kLanes / kRowsAtOnce); };
   const int64_t last = (vectors - 1) * kLanes;
-  Float top[kRows], shift[kRows], sum[kRows];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; r++) {
-    const Float masked = valid ? load(scores + r * kKeyBlock + last) : broadcast(-INFINITY);
-    store(scores + r * kKeyBlock + last, masked);
-    top[r] = larger(broadcast(softmax[r].top), masked);
-    sum[r] = Float{};
+  Float top[kRowsAtOnce], sum[kRowsAtOnce] = {};
+#pragma GCC unroll 4
+  for (int r = 0; r < kRowsAtOnce; r++) {
+    top[r] = valid ? load(scores + r * kKeyBlock + last) : broadcast(-INFINITY);
+    store(scores + r * kKeyBlock + last, top[r]);
   }
   for (int64_t i = 0; i < last; i += kLanes)
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; r++) top[r] = larger(top[r], load(scores + r * kKeyBlock + i));
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; r++) {
-    top[r] = across_lanes(top[r], larger_lanes);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRowsAtOnce; r++) top[r] = larger(top[r], load(scores + r * kKeyBlock + i));
+  float tops[kLanes], sums[kLanes], shift[kRowsAtOnce];
+  store(tops, across_lanes(top, larger_lanes));
+#pragma GCC unroll 4
+  for (int r = 0; r < kRowsAtOnce; r++) {
+    const float before = softmax[r].top, now = tops[lane_of_row(r)] > before ? tops[lane_of_row(r)] : before;
     // -infinity less -infinity would be NaN, although another block may hold a finite score.
-    shift[r] = top[r] > -INFINITY ? top[r] : Float{};
+    shift[r] = now > -INFINITY ? now : 0;
+    const bool as_before = softmax[r].sum == 0 || before == now;
+    earlier[r] = as_before ? 1 : power_of_two_or_zero(broadcast(before - shift[r]))[0];
+    softmax[r].top = now;
   }
   for (int64_t i = 0; i <= last; i += kLanes)
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; r++) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRowsAtOnce; r++) {
       float* row = scores + r * kKeyBlock;
-      const Float e = power_of_two_or_zero(load(row + i) - shift[r]);
+      const Float e = power_of_two_or_zero<Number>(load(row + i) - shift[r]);
       store_in_order(reinterpret_cast<Number*>(row) + i, e);  // narrower numbers fall behind what is still to be read
       sum[r] += e;
     }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; r++) {
-    const bool as_before = softmax[r].sum == 0 || softmax[r].top == top[r][0];
-    const float factor = as_before ? 1 : power_of_two_or_zero(softmax[r].top - shift[r])[0];
-    softmax[r] = {top[r][0], softmax[r].sum * factor + across_lanes(sum[r], add_lanes)[0]};
-    earlier[r] = factor;
-  }
+  store(sums, across_lanes(sum, add_lanes));
+#pragma GCC unroll 4
+  for (int r = 0; r < kRowsAtOnce; r++) softmax[r].sum = softmax[r].sum * earlier[r] + sums[lane_of_row(r)];
 }
 
 // One thread's memory.
@@ -120,9 +123,9 @@ class Block {
            int64_t rows) {
     const T* query = head_of<T>(p.query, sample, head) + first * p.query.token_stride;
     query_.gather(query, p.query.token_stride, rows, p.head_dim);
-    prefetch_rows<0>(query + rows * p.query.token_stride, p.query.token_stride, kQueryBlock, p.head_dim);
-    prefetch_rows<1>(output_row(p, sample, first, head), p.heads * p.head_dim, rows, p.head_dim);
-    for (int64_t r = 0; r < rows; r++) softmax_[r] = {-INFINITY, 0};
+    prefetch_rows(query + rows * p.query.token_stride, p.query.token_stride, kQueryBlock, p.head_dim);
+    prefetch_rows(output_row(p, sample, first, head), p.heads * p.head_dim, rows, p.head_dim);
+    for (Softmax& softmax : softmax_) softmax = {-INFINITY, 0};
     const int64_t keys = keys_of(p, sample);
     for (int64_t begin = 0; begin < keys; begin += kKeyBlock)
       add_keys(p, packed, begin / kKeyBlock, minimum(kKeyBlock, keys - begin), rows);
@@ -137,10 +140,8 @@ class Block {
                     p.scale * kLog2e);
     const Int valid = valid_lanes(count);
     float earlier[kQueryBlock];
-    int64_t r = 0;
-    for (; r + 4 <= rows; r += 4)
-      exponentiate<4, T>(scores_ + r * kKeyBlock, vectors, valid, softmax_ + r, earlier + r);
-    for (; r < rows; r++) exponentiate<1, T>(scores_ + r * kKeyBlock, vectors, valid, softmax_ + r, earlier + r);
+    for (int64_t r = 0; r < rows; r += kRowsAtOnce)
+      exponentiate<T>(scores_ + r * kKeyBlock, vectors, valid, softmax_ + r, earlier + r);
     if (block > 0) rescale_output(earlier, rows);
     const Left<E, kKeyBlock> probabilities{reinterpret_cast<const E*>(static_cast<float*>(scores_))};
     const auto add_values = block > 0 ? multiply<true, Left<E, kKeyBlock>> : multiply<false, Left<E, kKeyBlock>>;
@@ -179,14 +180,22 @@ class Block {
   Softmax softmax_[kQueryBlock];
 };
 
+// Packed keys and values of a sample that stay in the L2 cache together, in bytes.
+constexpr int64_t kSharedBytes = int64_t{256} << 10;
+
 template <class T>
 void forward(const AttentionParams& p, const Threads& threads) {
-  using Head = PackedHead<Factor<T>>;
+  using E = Factor<T>;
+  using Head = PackedHead<E>;
   const int64_t units = p.batch * p.kv_heads, group = p.heads / p.kv_heads;
   const int64_t query_blocks = ceil_div(p.query_length, kQueryBlock), key_blocks = Head::blocks(p);
   const int64_t size = Head::size(p);
-  const int64_t at_once = minimum(units, maximum(1, size ? kPackedElements / size : units));
-  const Scratch<Factor<T>> memory(at_once * size);
+  // Neighbouring heads share cache lines of the queries and of the output: a block of queries goes through all heads,
+  // unless their keys and values would push each other out of the cache.
+  const bool fits = p.kv_heads * size * static_cast<int64_t>(sizeof(E)) <= kSharedBytes;
+  const int64_t heads_in_turn = fits ? p.heads : 1, whole = fits ? p.kv_heads : 1;
+  const int64_t at_once = minimum(units, maximum(1, size ? kPackedElements / (size * whole) : units) * whole);
+  const Scratch<E> memory(at_once * size);
   for (int64_t first = 0; first < units; first += at_once) {
     const int64_t count = minimum(at_once, units - first);
     const auto packed = [&](int64_t i) { return Head(p, memory + i * size); };
@@ -199,9 +208,10 @@ void forward(const AttentionParams& p, const Threads& threads) {
     parallel_for(threads, count * group * query_blocks, [&](int64_t begin, int64_t end) {
       Block<T> block(p);
       for (int64_t i = begin; i < end; i++) {
-        const int64_t local = i / (group * query_blocks), unit = first + local;
-        const int64_t head = unit % p.kv_heads * group + i / query_blocks % group, row = i % query_blocks * kQueryBlock;
-        block.run(p, packed(local), unit / p.kv_heads, head, row, minimum(kQueryBlock, p.query_length - row));
+        const int64_t turn = heads_in_turn * query_blocks, row = i % turn / heads_in_turn * kQueryBlock;
+        const int64_t local = i / turn * heads_in_turn + i % heads_in_turn, head = first * group + local;
+        block.run(p, packed(local / group), head / p.heads, head % p.heads, row,
+                  minimum(kQueryBlock, p.query_length - row));
       }
     });
   }

@@ -10,6 +10,7 @@
 #include "cpu/exponential.h"
 #include "cpu/integers.h"
 #include "cpu/matrix_tile.h"
+#include "cpu/prefetch.h"
 #include "cpu/scratch.h"
 #include "cpu/threads.h"
 
@@ -72,20 +73,20 @@ class RowBlock {
 };
 
 // Asks for the cache lines of `rows` rows, which lie too far apart for the processor to foresee.
-template <int kForWriting, class T>
+template <class T>
 void prefetch_rows(const T* first, int64_t stride, int64_t rows, int64_t columns) {
   constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t r = 0; r < rows; r++)
-    for (int64_t d = 0; d < columns + kLine - 1; d += kLine)
-      __builtin_prefetch(first + r * stride + minimum(d, columns - 1), kForWriting);
+    for (int64_t d = 0; d < columns + kLine - 1; d += kLine) prefetch(first + r * stride + minimum(d, columns - 1));
 }
 
 // Writes a float32 row, times `factor`, in the element type. `source` may be read to a whole vector.
 template <class T>
 void narrow_row(const float* source, int64_t columns, float factor, T* target) {
-  int64_t d = 0;
-  for (; d + kLanes <= columns; d += kLanes) store_in_order(target + d, load(source + d) * factor);
-  if (d < columns) store_first_in_order(target + d, load(source + d) * factor, static_cast<int>(columns - d));
+  if (columns < kLanes) return store_first_in_order(target, load(source) * factor, static_cast<int>(columns));
+  const int64_t last = columns - kLanes;  // the last vector may overlap the one before: a part of one takes longer
+  for (int64_t d = 0; d < last; d += kLanes) store_in_order(target + d, load(source + d) * factor);
+  store_in_order(target + last, load(source + last) * factor);
 }
 
 }  // namespace

@@ -63,7 +63,7 @@ void apply_run(const T* x, T* y, int64_t count, const ChannelMap& map) {
   int64_t i = 0;
   for (; i + kPack <= count; i += kPack) {
     const Pack v = load_pack(x + i);
-    prefetch(x + i);
+    prefetch_ahead(x + i);
     store_pack<kStream>(y + i, Pack{y_of(v.first), y_of(v.second)});
   }
   if (i < count) {
@@ -136,7 +136,7 @@ void apply_rows(const GroupNormSiluParams& p, const T* x, T* y, int64_t rows, co
     int64_t c = 0;
     for (; c + kPack <= p.channels; c += kPack) {
       const Pack v = load_pack(x + c);
-      prefetch(x + c);
+      prefetch_ahead(x + c);
       store_pack<kStream>(y + c, Pack{y_of(v.first, c), y_of(v.second, c + kLanes)});
     }
     if (c < p.channels) {

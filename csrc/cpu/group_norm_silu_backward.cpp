@@ -128,8 +128,8 @@ ChannelSums sum_run(const T* x, const T* dy, T* dz_out, int64_t count, const Cha
     int64_t i = begin;
     for (; i + kPack <= end; i += kPack) {
       const Pack v = load_pack(x + i), grad = load_pack(dy + i);
-      prefetch(x + i);
-      prefetch(dy + i);
+      prefetch_ahead(x + i);
+      prefetch_ahead(dy + i);
       const Pack g = add({v.first - center, v.second - center}, grad);
       if constexpr (kSilu) store_pack<false>(dz_out + i, g);
     }
@@ -155,8 +155,8 @@ void gradient_run(const T* x, const T* dz, T* dx, int64_t count, const ChannelMa
   int64_t i = 0;
   for (; i + kPack <= count; i += kPack) {
     const Pack v = load_pack(x + i), g = load_pack(dz + i);
-    prefetch(x + i);
-    prefetch(dz + i);
+    prefetch_ahead(x + i);
+    prefetch_ahead(dz + i);
     store_pack<false>(dx + i, Pack{dx_of(v.first, g.first), dx_of(v.second, g.second)});
   }
   if (i < count) {
@@ -263,8 +263,8 @@ void sum_stretch(const Rows<T>& at, int64_t rows, int count, const SampleMaps& m
   for (int64_t row = 0; row < rows; row++) {
     const T *x = at.x + row * at.x_stride + c, *dy = at.gradient + row * at.gradient_stride + c;
     T* dz = at.dx + row * at.dx_stride + c;
-    __builtin_prefetch(x + kStretchPixels * at.x_stride);
-    __builtin_prefetch(dy + kStretchPixels * at.gradient_stride);
+    prefetch(x + kStretchPixels * at.x_stride);
+    prefetch(dy + kStretchPixels * at.gradient_stride);
     if (count == kPack) {
       const Pack g = add(load_pack(x), load_pack(dy));
       if constexpr (kSilu) store_pack<false>(dz, g);
@@ -293,8 +293,8 @@ void gradient_rows(const Rows<T>& at, int64_t rows, int64_t channels, const Samp
     int64_t c = 0;
     for (; c + kPack <= channels; c += kPack) {
       const Pack v = load_pack(x + c), g = load_pack(dz + c);
-      prefetch(x + c);
-      prefetch(dz + c);
+      prefetch_ahead(x + c);
+      prefetch_ahead(dz + c);
       store_pack<false>(dx + c, Pack{dx_of(v.first, g.first, c), dx_of(v.second, g.second, c + kLanes)});
     }
     if (c < channels) {

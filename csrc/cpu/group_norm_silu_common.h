@@ -12,6 +12,7 @@
 #include "common/group_norm_silu.h"
 #include "cpu/element_type.h"
 #include "cpu/integers.h"
+#include "cpu/prefetch.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
 #include "cpu/threads.h"
@@ -25,10 +26,10 @@ constexpr int64_t kBlockElements = 16384;         // channels first: one block, 
 constexpr int64_t kBlockElementsPixels = 131072;  // channels last: long enough to hide the per-channel work
 
 // How far ahead a streaming loop asks for its input: the walk over channels-last pixels hides from the prefetchers.
-constexpr int64_t kPrefetchBytes = 1024;
+constexpr int64_t kPrefetchBytes = 2048;
 
-FASTDIFF_INLINE void prefetch(const void* address) {
-  __builtin_prefetch(static_cast<const char*>(address) + kPrefetchBytes);
+FASTDIFF_INLINE void prefetch_ahead(const void* address) {
+  prefetch(static_cast<const char*>(address) + kPrefetchBytes);
 }
 
 // An operand widened to float32, once for all blocks: one row of channels a sample, or one for all of them.

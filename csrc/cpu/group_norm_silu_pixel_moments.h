@@ -15,6 +15,9 @@ constexpr int kStripPacks = 4;
 constexpr int kStripPacks = 1;
 #endif
 
+// Pixels that a strip takes at a time: all strips of so many lie in a cache together. Those of the next are asked for.
+constexpr int64_t kStripPixels = 32;
+
 // Adds `rows` pixels to per-channel sums of (x - center) and its square, over kPacks packs of channels; `count` is the
 // number of channels in the last of them.
 template <int kPacks, class T>
@@ -29,6 +32,7 @@ void add_strip(const T* x, int64_t rows, int64_t stride, int count, const float*
 #pragma GCC unroll 4
     for (int i = 0; i < kPacks; i++) {
       const T* source = x + i * kPack;
+      prefetch(source + kStripPixels * stride);
       const Pack v = kPacks > 1 || count == kPack ? load_pack(source) : load_partial(source, count);
       const Float d0 = v.first - load(center + i * kPack), d1 = v.second - load(center + i * kPack + kLanes);
       sum[2 * i] += d0;
@@ -43,9 +47,6 @@ void add_strip(const T* x, int64_t rows, int64_t stride, int count, const float*
     store(squares + i * kLanes, square[i]);
   }
 }
-
-// Pixels that a strip takes at a time: all strips of so many lie in a cache together.
-constexpr int64_t kStripPixels = 32;
 
 // Per-channel sums over one stretch of pixels.
 template <class T>
@@ -202,6 +203,7 @@ class PixelPairSums {
       const BFloat16* source = x + row * stride + channel;
 #pragma GCC unroll 4
       for (int i = 0; i < kPacks; i++) {
+        prefetch(source + i * kPack + kStripPixels * stride);
         const UInt pairs = whole ? load(reinterpret_cast<const BFloat16Pair*>(source + i * kPack)) : load_last(source);
         first[i] = multiply_add(pairs, one_and_zero, first[i]);
         second[i] += (Float)(pairs & 0xffff0000u);

@@ -48,7 +48,7 @@ class ShiftedSums {
     int64_t i = 0;
     for (; i + 2 * kPack <= count; i += 2 * kPack) {
       const Pack v = load_pack(x + i), w = load_pack(x + i + kPack);
-      prefetch(x + i);
+      prefetch_ahead(x + i);
       add(0, v.first - center);
       add(1, v.second - center);
       add(2, w.first - center);
@@ -152,7 +152,7 @@ class PairSums {
                              FASTDIFF_INLINE_LAMBDA { return load(reinterpret_cast<const BFloat16Pair*>(x + i)); };
     int64_t i = 0;
     for (; i + kChains * kPack <= count; i += kChains * kPack) {
-      prefetch(x + i);
+      prefetch_ahead(x + i);
 #pragma GCC unroll 8
       for (int chain = 0; chain < kChains; chain++) add(chain, pack_at(i + chain * kPack));
     }
