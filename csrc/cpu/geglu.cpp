@@ -4,6 +4,7 @@
 #include "cpu/element_type.h"
 #include "cpu/gelu.h"
 #include "cpu/packs.h"
+#include "cpu/prefetch.h"
 #include "cpu/streaming.h"
 #include "cpu/threads.h"
 
@@ -20,6 +21,8 @@ Threads threads_for(const GegluParams& p, const Threads& available) {
 template <class T, class Activation, bool kStream>
 void run_row(const T* x, T* y, int64_t features) {
   for_each_pack(features, [&](int64_t i, int count) FASTDIFF_INLINE_LAMBDA {
+    prefetch_ahead(x + i);
+    prefetch_ahead(x + features + i);
     const Pack hidden = read(x, i, count), gate = read(x + features, i, count);
     const Pack activated = {Activation::template evaluate<T>(gate.first).value,
                             Activation::template evaluate<T>(gate.second).value};
@@ -30,6 +33,9 @@ void run_row(const T* x, T* y, int64_t features) {
 template <class T, class Activation, bool kStream>
 void run_row_backward(const T* x, const T* dy, T* dx, int64_t features) {
   for_each_pack(features, [&](int64_t i, int count) FASTDIFF_INLINE_LAMBDA {
+    prefetch_ahead(x + i);
+    prefetch_ahead(x + features + i);
+    prefetch_ahead(dy + i);
     const Pack hidden = read(x, i, count), gate = read(x + features, i, count), gradient = read(dy, i, count);
     const Gelu first = Activation::template evaluate<T>(gate.first),
                second = Activation::template evaluate<T>(gate.second);

@@ -25,13 +25,6 @@ constexpr int64_t kSerialElements = 32768;
 constexpr int64_t kBlockElements = 16384;         // channels first: one block, small beside any L2
 constexpr int64_t kBlockElementsPixels = 131072;  // channels last: long enough to hide the per-channel work
 
-// How far ahead a streaming loop asks for its input: the walk over channels-last pixels hides from the prefetchers.
-constexpr int64_t kPrefetchBytes = 2048;
-
-FASTDIFF_INLINE void prefetch_ahead(const void* address) {
-  prefetch(static_cast<const char*>(address) + kPrefetchBytes);
-}
-
 // An operand widened to float32, once for all blocks: one row of channels a sample, or one for all of them.
 class ChannelRows {
  public:

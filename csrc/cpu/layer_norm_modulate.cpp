@@ -1,5 +1,5 @@
 // Forward layer_norm_modulate: a token's row is read from memory once and kept, in float32, in the nearest cache, where
-// its mean, its variance around that mean and the result are worked out.
+// the result is worked out, and before it the deviation, if the mean is too far from zero for sums about zero.
 #include "common/layer_norm_modulate.h"
 
 #include "cpu/token_rows.h"
@@ -29,10 +29,7 @@ class Rows {
   void run(int64_t sample, int64_t token) {
     const GateResidualParams& input = params_.input;
     set_operands(sample, token);
-    const float total = read_row<kStream>(sample, token);
-    Moments moments;
-    if (!params_.rms) moments.mean = total / static_cast<float>(channels_);
-    add_deviations(&moments);
+    const Moments moments = moments_of(read_row<kStream>(sample, token));
     const float rstd = 1 / std::sqrt(moments.mean_square + params_.eps);
     write_row<kStream>(dense_row<T>(params_.y, input, sample, token), moments, rstd);
     params_.mean[sample * input.tokens + token] = moments.mean + moments.correction;
@@ -57,30 +54,42 @@ class Rows {
     }
   }
 
-  // Returns the sum of the row.
+  struct Sums {
+    float values, squares;
+  };
+
   template <bool kStream>
-  float read_row(int64_t sample, int64_t token) {
+  Sums read_row(int64_t sample, int64_t token) {
     T* sum = params_.input.sum ? dense_row<T>(params_.input.sum, params_.input, sample, token) : nullptr;
-    Pack total = {};
+    Pack values = {}, squares = {};
     for_each_sum(params_.input, sample, token, gate_, [&](int64_t i, int count, Pack v) FASTDIFF_INLINE_LAMBDA {
       if (sum) write<kStream>(sum, i, count, v);
       store_lanes(row_, i, v);
-      total = total + v;
+      values = values + v;
+      squares = squares + v * v;
     });
-    return sum_of_lanes(total);
+    return {sum_of_lanes(values), sum_of_lanes(squares)};
   }
 
-  void add_deviations(Moments* moments) const {
-    const Float mean = broadcast(moments->mean);
+  Moments moments_of(const Sums& sums) const {
+    const float per_channel = 1 / static_cast<float>(channels_), mean_square = sums.squares * per_channel;
+    if (params_.rms) return {0, 0, mean_square};
+    const float mean = sums.values * per_channel, variance = mean_square - mean * mean;
+    // Sums about zero do where that cancels next to nothing; NaN goes the long way.
+    constexpr float kLargestRatio = 2;
+    return mean_square <= kLargestRatio * variance ? Moments{mean, 0, variance} : moments_about(mean);
+  }
+
+  Moments moments_about(float center) const {
+    const Float mean = broadcast(center);
     Pack total = {}, squares = {};
     for_each_pack(channels_, [&](int64_t i, int count) FASTDIFF_INLINE_LAMBDA {
       const Pack deviation = keep<T>(load_lanes(row_, i) - mean, count);
       total = total + deviation;
       squares = squares + deviation * deviation;
     });
-    const float per_channel = 1 / static_cast<float>(channels_);
-    if (!params_.rms) moments->correction = sum_of_lanes(total) * per_channel;
-    moments->mean_square = sum_of_lanes(squares) * per_channel - moments->correction * moments->correction;
+    const float per_channel = 1 / static_cast<float>(channels_), correction = sum_of_lanes(total) * per_channel;
+    return {center, correction, sum_of_lanes(squares) * per_channel - correction * correction};
   }
 
   template <bool kStream>

@@ -52,6 +52,8 @@ class Rows {
     float* dshift = forward_.shift.per_token && params_.dshift ? params_.dshift + at * input_.channels : nullptr;
     Pack total = {}, products = {};
     for_each_pack(input_.channels, [&](int64_t i, int count) FASTDIFF_INLINE_LAMBDA {
+      prefetch(row_ + i + params_.normalised.token_stride);
+      prefetch(dy_ + i + params_.dy.token_stride);
       const Pack dy = read(dy_, i, count), n = normalised(i, count), scaled = dy * (scale_[i] + broadcast(1));
       const Pack g = scaled * weight_[i], gradient = per_token ? scaled : dy;
       total = total + g;
@@ -80,6 +82,7 @@ class Rows {
       if (dsum) gradient = gradient + read(dsum, i, count);
       write<false>(dresidual, i, count, gradient);
       if (!dx) return;
+      prefetch(x + i + input_.x.token_stride);
       write<false>(dx, i, count, gradient * gate_[i]);
       const Pack of_token = gradient * read(x, i, count);
       add_to(of_gate, i, of_token);

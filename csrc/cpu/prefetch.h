@@ -13,5 +13,12 @@ FASTDIFF_INLINE void prefetch(const void* address) {
   __builtin_prefetch(address, kRead, kIntoL2);
 }
 
+// How far ahead a streaming loop asks for its input.
+constexpr int64_t kPrefetchBytes = 2048;
+
+FASTDIFF_INLINE void prefetch_ahead(const void* address) {
+  prefetch(static_cast<const char*>(address) + kPrefetchBytes);
+}
+
 }  // namespace
 }  // namespace fastdiff::cpu::FASTDIFF_ISA

@@ -4,6 +4,7 @@
 #include "common/gate_residual.h"
 #include "cpu/element_type.h"
 #include "cpu/packs.h"
+#include "cpu/prefetch.h"
 #include "cpu/scratch.h"
 #include "cpu/streaming.h"
 #include "cpu/threads.h"
@@ -77,6 +78,8 @@ FASTDIFF_INLINE void for_each_sum(const GateResidualParams& p, int64_t sample, i
   const T* residual = row_of<T>(p.residual, sample, token);
   if (gate) {
     for_each_pack(p.channels, [&](int64_t i, int n) FASTDIFF_INLINE_LAMBDA {
+      prefetch(residual + i + p.residual.token_stride);
+      prefetch(x + i + p.x.token_stride);
       row(i, n, read(residual, i, n) + gate[i] * read(x, i, n));
     });
   } else {
