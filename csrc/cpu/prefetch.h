@@ -14,7 +14,7 @@ FASTDIFF_INLINE void prefetch(const void* address) {
 }
 
 // How far ahead a streaming loop asks for its input.
-constexpr int64_t kPrefetchBytes = 2048;
+constexpr int64_t kPrefetchBytes = 8192;
 
 FASTDIFF_INLINE void prefetch_ahead(const void* address) {
   prefetch(static_cast<const char*>(address) + kPrefetchBytes);
