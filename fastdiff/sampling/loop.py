@@ -91,7 +91,8 @@ def run_table(
 ) -> Tensor:
     """Follow a table from a state at its first level: :func:`sample` for those who have the table and the state.
 
-    The loop allocates nothing but what the network does, and never waits for the device.
+    The loop allocates nothing but what the network does, and never waits for the device. (What allocates: a dynamic
+    threshold, projected and classifier guidance, and predictions that do not lie in memory like `start`.)
 
     Args:
         start: (N, ...) the state at ``table.levels[0]``; it is not changed. float64 runs on the definitions only, under
