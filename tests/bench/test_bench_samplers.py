@@ -1,6 +1,7 @@
 """bench/run.py samplers: that the three sides do the same work, and what it writes."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -40,9 +41,20 @@ def test_a_step_is_the_median_of_a_run():
         times = iter((0.0, 5.0, 6.0, 8.0))
 
         def mark(self) -> float:
-            return next(self.times)
+            return next(self.times, 8.0)
 
     assert Run(lambda before_step: [before_step() for _ in range(3)]).seconds_per_step(Clock()) == 2.0
+
+
+@pytest.mark.parametrize(("threads", "allowed"), [(1, (0.0, 0.02)), (2, (0.05, 60.0))])
+def test_one_thread_is_timed_without_what_it_waits_for(threads, allowed):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        seconds = Run(lambda before_step: (before_step(), time.sleep(0.05))).seconds_per_step(CpuDevice())
+    finally:
+        torch.set_num_threads(before)
+    assert allowed[0] <= seconds + 1e-4 and seconds < allowed[1]
 
 
 def test_passes_over_memory():
