@@ -7,8 +7,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 Call = Callable[[], object]
+Contender = TypeVar("Contender")
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,19 @@ class Timing:
 
 
 def interleave(
-    contenders: dict[str, Call],
-    measure: Callable[[Call], float],
+    contenders: dict[str, Contender],
+    measure: Callable[[Contender], float],
     budget: Budget,
-    prepare: Callable[[Call], object],
+    prepare: Callable[[Contender], object],
     now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time the contenders in turns, one call each a repetition, starting each repetition with another of them.
 
     Args:
-        contenders: what to time, by name.
-        measure: seconds that one call takes, by the clock of the device.
+        contenders: what to time, by name: calls, or whatever `measure` and `prepare` take.
+        measure: seconds that a contender takes, by the clock of the device.
         budget: bounds the repetitions; its seconds count everything, preparation too.
-        prepare: run before each measured call and not timed. It is given the call: running it once leaves the caches
+        prepare: run before each measurement and not timed. It is given the contender: running it once leaves the caches
             warm, flushing the caches instead leaves them cold.
         now: the clock of the budget.
     """

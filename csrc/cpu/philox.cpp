@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kSerialElements = 8192;
 constexpr int64_t kChunkElements = 16384;  // what a thread takes at a time
 constexpr int64_t kStretch = 512;          // drawn before it is written
-static_assert(kChunkElements % kStretch == 0 && kStretch % kPack == 0);
+static_assert(kChunkElements % kStretch == 0 && kStretch % (kPacksAtOnce * kPack) == 0);
 
 // Elements [begin, end) of a sample are written by write(element, count, draws), a stretch at a time.
 template <Draw kDraw, class Number, class Write>

@@ -40,26 +40,39 @@ struct PhiloxWords {
   Wide words[4];
 };
 
-// The blocks from `first` on.
-FASTDIFF_INLINE PhiloxWords philox(uint64_t first, uint64_t offset, uint64_t seed) {
-  const Wide block = first + counting(std::make_index_sequence<kBlocksOfPack>{});
-  Wide word0 = block, word1 = block >> 32, word2 = Wide{} + offset, word3 = Wide{} + (offset >> 32);
+// As many as registers hold. Every round waits for the one before it, so one pack's alone would leave a core idle.
+constexpr int kPacksAtOnce = kLanes == 16 ? 4 : 2;
+
+// The blocks of kPacksAtOnce packs. The number of the first is a multiple of theirs, so all have the same high word,
+// and half of the first two rounds is done once for all.
+FASTDIFF_INLINE void philox(uint64_t first, uint64_t offset, uint64_t seed, PhiloxWords (&packs)[kPacksAtOnce]) {
+  for (int k = 0; k < kPacksAtOnce; k++) {
+    const Wide block = first + k * kBlocksOfPack + counting(std::make_index_sequence<kBlocksOfPack>{});
+    packs[k] = {{block, Wide{} + (first >> 32), Wide{} + offset, Wide{} + (offset >> 32)}};
+  }
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+  // Or the keys would be worked out again for every group of packs.
+#pragma GCC unroll 10
   for (int round = 0; round < kPhiloxRounds; round++) {
-    const Wide product0 = multiply_words(word0, kPhiloxMultiplier0);
-    const Wide product1 = multiply_words(word2, kPhiloxMultiplier1);
-    word0 = (product1 >> 32) ^ word1 ^ key0;
-    word2 = (product0 >> 32) ^ word3 ^ key1;
-    word1 = product1;
-    word3 = product0;
+    for (PhiloxWords& pack : packs) {
+      auto& [word0, word1, word2, word3] = pack.words;
+      const Wide product0 = multiply_words(word0, kPhiloxMultiplier0);
+      const Wide product1 = multiply_words(word2, kPhiloxMultiplier1);
+      word0 = (product1 >> 32) ^ word1 ^ key0;
+      word2 = (product0 >> 32) ^ word3 ^ key1;
+      word1 = product1;
+      word3 = product0;
+    }
     key0 += kPhiloxWeyl0;
     key1 += kPhiloxWeyl1;
   }
-  return {{word0, word1, word2, word3}};
 }
 
 // The words of `a` and `b` by turns.
-FASTDIFF_INLINE UInt pair_words(Wide a, Wide b) { return (UInt)((a & 0xffffffff) | (b << 32)); }
+template <size_t... kLane>
+FASTDIFF_INLINE UInt pair_words(Wide a, Wide b, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector((UInt)a, (UInt)b, (kLane / 2 * 2 + kLane % 2 * kLanes)...);
+}
 
 template <class Vector, size_t... kLane>
 FASTDIFF_INLINE Vector interleave(Vector a, Vector b, int first, std::index_sequence<kLane...>) {
@@ -102,7 +115,8 @@ FASTDIFF_INLINE Normals box_muller(UInt radius_words, UInt angle_words) {
   return {signed_radius * sine_of_quarter_turns(0.25f - distance), signed_radius * sine_of_quarter_turns(rest)};
 }
 
-// Packs of the draws of one sample, in order: of 32 random bits, or of float32.
+// Packs of the draws of one sample, in order: of 32 random bits, or of float32. There must be room for a multiple of
+// kPacksAtOnce.
 //
 // Never inlined: whatever an element is drawn for, and wherever it lies, it goes through the same instructions.
 template <Draw kDraw>
@@ -116,16 +130,23 @@ __attribute__((noinline)) void draw_packs(uint64_t seed, uint64_t offset, int64_
     std::memcpy(vectors + sizeof low, &high, sizeof high);
     vectors += 2 * sizeof low;
   };
-  for (int64_t pack = first_pack; pack < first_pack + packs; pack++) {
-    const PhiloxWords block = philox(static_cast<uint64_t>(pack) * kBlocksOfPack, offset, seed);
-    const UInt even = pair_words(block.words[0], block.words[2]), odd = pair_words(block.words[1], block.words[3]);
-    if constexpr (kDraw == Draw::Bits) {
-      put_next(even, odd);
-    } else if constexpr (kDraw == Draw::Uniform) {
-      put_next(unit_interval(even), unit_interval(odd));
-    } else {
-      const Normals normals = box_muller(even, odd);
-      put_next(normals.cosines, normals.sines);
+  for (int64_t pack = first_pack; pack < first_pack + packs; pack += kPacksAtOnce) {
+    PhiloxWords blocks[kPacksAtOnce];
+    philox(static_cast<uint64_t>(pack) * kBlocksOfPack, offset, seed, blocks);
+    UInt even[kPacksAtOnce], odd[kPacksAtOnce];
+    for (int k = 0; k < kPacksAtOnce; k++) {
+      even[k] = pair_words(blocks[k].words[0], blocks[k].words[2], kOrder);
+      odd[k] = pair_words(blocks[k].words[1], blocks[k].words[3], kOrder);
+    }
+    for (int k = 0; k < kPacksAtOnce; k++) {
+      if constexpr (kDraw == Draw::Bits) {
+        put_next(even[k], odd[k]);
+      } else if constexpr (kDraw == Draw::Uniform) {
+        put_next(unit_interval(even[k]), unit_interval(odd[k]));
+      } else {
+        const Normals normals = box_muller(even[k], odd[k]);
+        put_next(normals.cosines, normals.sines);
+      }
     }
   }
 }

@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kSerialElements = 32768;
 constexpr int64_t kChunkElements = 16384;  // what a thread takes at a time
 constexpr int64_t kStretch = 512;          // of noise, drawn before it is used
-static_assert(kChunkElements % kStretch == 0 && kStretch % kPack == 0);
+static_assert(kChunkElements % kStretch == 0 && kStretch % (kPacksAtOnce * kPack) == 0);
 
 // What the elements of one sample have in common.
 struct SampleFactors {

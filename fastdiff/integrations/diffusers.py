@@ -15,8 +15,9 @@ from fastdiff.integrations.diffusers_solvers import Translation, check_kind, tra
 from fastdiff.ops import StepColumn
 from fastdiff.sampling import SolverTable
 
-KEYWORDS = {"model_output", "timestep", "sample", "generator", "eta", "variance_noise", "return_dict"}
-"""What :meth:`FusedScheduler.step` has a use for."""
+OPERANDS = {"model_output", "timestep", "sample"}
+OPTIONS = {"generator", "eta", "variance_noise", "return_dict"}
+"""What :meth:`FusedScheduler.step` has a use for beside its operands."""
 
 
 def scheduler_for(scheduler: Any) -> FusedScheduler:
@@ -65,6 +66,7 @@ class FusedScheduler:
         self._begin_index: int | None = None
         self._run: _Run | None = None
         signature = inspect.signature(scheduler.step)
+        understood = OPTIONS & signature.parameters.keys()
 
         # Pipelines look at the signatures of these two to see what they may pass.
         @functools.wraps(scheduler.set_timesteps)
@@ -75,12 +77,16 @@ class FusedScheduler:
             self._begin_index, self._run = None, None
 
         @functools.wraps(scheduler.step)
-        def step(*args: Any, **kwargs: Any) -> StepOutput | tuple[Tensor, ...]:
-            given = signature.bind(*args, **kwargs).arguments
-            for name in given.keys() - KEYWORDS:
-                if given[name] and given[name] != signature.parameters[name].default:
-                    raise ValueError(f"step() has no table for {name}, got {given[name]!r}")
-            return self._step(**{name: given[name] for name in given.keys() & KEYWORDS})
+        def step(
+            model_output: Tensor, timestep: Any, sample: Tensor, *more: Any, **options: Any
+        ) -> StepOutput | tuple[Tensor, ...]:
+            if more or not options.keys() <= understood:  # binding takes longer than a small step
+                given = signature.bind(model_output, timestep, sample, *more, **options).arguments
+                for name in given.keys() - OPTIONS - OPERANDS:
+                    if given[name] and given[name] != signature.parameters[name].default:
+                        raise ValueError(f"step() has no table for {name}, got {given[name]!r}")
+                options = {name: given[name] for name in given.keys() & OPTIONS}
+            return self._step(model_output, timestep, sample, **options)
 
         self.set_timesteps, self.step = set_timesteps, step
 
@@ -140,7 +146,6 @@ class FusedScheduler:
         denoised = self._run.translation.denoised
         if denoised is None:
             return (result,)
-        assert model is not None  # what denoised() needs, the run keeps
         return result, denoised(timestep, sample, model)
 
     def _first_index(self, timestep: Any) -> int:
@@ -171,34 +176,25 @@ class _Run:
         self.rows = (_noise_from_history(table, self.noise_slot) if any(self.draws) else table.coefficients).float()
         self.rows = self.rows.to(sample.device)
         self.history = [torch.zeros_like(sample) for _ in range(table.history_slots + any(self.draws))]
-        self.last_model = None if translation.denoised is None else torch.empty_like(sample)
 
     @property
     def finished(self) -> bool:
         return self.done == len(self.calls)
 
-    def step(
-        self, model_output: Tensor, sample: Tensor, generator: Any, noise: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """(next sample, kept model if any); rows without a model call go before the next that has one."""
+    def step(self, model_output: Tensor, sample: Tensor, generator: Any, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(next sample, model of the last row); rows without a model call go before the next that has one."""
         last = self.calls[self.done]
         for row in range(self.calls[self.done - 1] + 1 if self.done else 0, last + 1):
             if self.draws[row]:
                 # The op's own noise is Philox's. The pipeline's comes in by the way that is open to any tensor.
                 drawn = _randn(model_output, generator) if noise is None else noise
                 self.history[self.noise_slot] = drawn.to(sample.dtype)
-            slot = self.table.writes[row]
-            model = self.last_model if slot is None else self.history[slot]
-            sample = sample.clone()
-            ops.sampler_step_(
-                sample,
-                model_output,
-                self.rows,
-                row,
-                history=self.history,
-                threshold=self.table.threshold,
-                model_out=model,
+            # A new tensor, since the pipeline may keep the old one, and a new model: nothing is copied.
+            sample, model = ops.sampler_step(
+                sample, model_output, self.rows, row, history=self.history, threshold=self.table.threshold
             )
+            if (slot := self.table.writes[row]) is not None:
+                self.history[slot] = model
         self.done += 1
         return sample, model
 

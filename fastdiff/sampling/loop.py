@@ -91,7 +91,8 @@ def run_table(
 ) -> Tensor:
     """Follow a table from a state at its first level: :func:`sample` for those who have the table and the state.
 
-    The loop allocates nothing but what the network does, and never waits for the device.
+    The loop allocates nothing but what the network does, and never waits for the device. (What allocates: a dynamic
+    threshold, projected and classifier guidance, and predictions that do not lie in memory like `start`.)
 
     Args:
         start: (N, ...) the state at ``table.levels[0]``; it is not changed. float64 runs on the definitions only, under
@@ -104,12 +105,12 @@ def run_table(
         (N, ...) the state at ``table.levels[-1]``.
     """
     if isinstance(guidance, Guidance):
-        scales = torch.tensor([guidance.scale_at(level) for level in table.levels[:-1]], dtype=torch.float64)
-        table = table.with_guidance(scales, guidance.rescale)
+        scales = [guidance.scale_at(level) for level in table.levels[:-1]]
+        table = table.with_guidance(torch.tensor(scales, dtype=torch.float64), guidance.rescale)
     x = start.clone(memory_format=torch.contiguous_format if table.is_stochastic else torch.preserve_format)
     precision = torch.promote_types(x.dtype, torch.float32)
     coefficients = table.coefficients.to(x.device, precision)
-    timesteps = table.timesteps.to(x.device, precision).unsqueeze(1).expand(-1, len(x))
+    timesteps = table.timesteps.to(x.device, precision).unsqueeze(1).expand(-1, len(x)).unbind()
     history = [torch.zeros_like(x) for _ in range(table.history_slots)]
     if table.is_stochastic and seeds is None:
         raise ValueError("seeds must be given for a sampler that draws noise, got None")
@@ -119,8 +120,9 @@ def run_table(
         level, slot = table.levels[row], table.writes[row]
         if table.calls[row]:
             p, u = predicted(denoiser, x, timesteps[row]), None
-            if isinstance(guidance, Guidance) and guidance.scale_at(level) != 1:
-                u = predicted(guidance.denoiser, x, timesteps[row])
+            if isinstance(guidance, Guidance):
+                if scales[row] != 1:
+                    u = predicted(guidance.denoiser, x, timesteps[row])
             elif isinstance(guidance, ProjectedGuidance):
                 weak = predicted(guidance.denoiser, x, timesteps[row])
                 p, average = guidance.guided(x, p, weak, level, prediction, average)
