@@ -92,12 +92,22 @@ FASTDIFF_INLINE void exponentiate(float* scores, int64_t vectors, Int valid, Sof
     earlier[r] = as_before ? 1 : power_of_two_or_zero(broadcast(before - shift[r]))[0];
     softmax[r].top = now;
   }
-  for (int64_t i = 0; i <= last; i += kLanes)
+  int64_t i = 0;
+  for (; i + kPack <= vectors * kLanes; i += kPack)
+#pragma GCC unroll 4
+    for (int r = 0; r < kRowsAtOnce; r++) {
+      float* row = scores + r * kKeyBlock;
+      const Pack e = {power_of_two_or_zero<Number>(load(row + i) - shift[r]),
+                      power_of_two_or_zero<Number>(load(row + i + kLanes) - shift[r])};
+      store_in_order(reinterpret_cast<Number*>(row) + i, e);  // narrower numbers fall behind what is still to be read
+      sum[r] += e.first + e.second;
+    }
+  for (; i <= last; i += kLanes)
 #pragma GCC unroll 4
     for (int r = 0; r < kRowsAtOnce; r++) {
       float* row = scores + r * kKeyBlock;
       const Float e = power_of_two_or_zero<Number>(load(row + i) - shift[r]);
-      store_in_order(reinterpret_cast<Number*>(row) + i, e);  // narrower numbers fall behind what is still to be read
+      store_in_order(reinterpret_cast<Number*>(row) + i, e);
       sum[r] += e;
     }
   store(sums, across_lanes(sum, add_lanes));

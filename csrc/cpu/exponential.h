@@ -48,11 +48,12 @@ FASTDIFF_INLINE Float power_of_two(Float t, float factor = 1) {
 #endif
 }
 
-// 2^t for t <= 1; 0 where it would be subnormal or less, NaN for NaN.
+// 2^t for t <= 1; where it would be subnormal, that or 0; NaN for NaN.
 template <class T = float>
 FASTDIFF_INLINE Float power_of_two_or_zero(Float t) {
 #if defined(__AVX512F__)
-  return power_of_two<T>(larger(broadcast(-160.0f), t));
+  // At -infinity the fraction is NaN, of which scalef makes the 0 that it should be.
+  return power_of_two<T>(t);
 #else
   // Adding it leaves round(t) plus the bias of the exponent in the low bits of the sum.
   constexpr float kRound = 0x1.8p23f + 127;

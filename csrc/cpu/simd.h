@@ -383,6 +383,16 @@ FASTDIFF_INLINE void store_in_order(T* target, Float v) {
   put<kStream>(target, narrow_in_order<T>(v));
 }
 
+// Two vectors, one after the other.
+template <class T>
+FASTDIFF_INLINE void store_in_order(T* target, Pack v) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, BFloat16>) return put<false>(target, (UInt)_mm512_cvtne2ps_pbh(v.second, v.first));
+#endif
+  store_in_order(target, v.first);
+  store_in_order(target + kLanes, v.second);
+}
+
 // The first `count` lanes only.
 template <class T>
 FASTDIFF_INLINE void store_first_in_order(T* target, Float v, int count) {
