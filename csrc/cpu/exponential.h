@@ -48,17 +48,18 @@ FASTDIFF_INLINE Float power_of_two(Float t, float factor = 1) {
 #endif
 }
 
-// 2^t for t <= 1 to float32's accuracy; 0 where it would be subnormal or less, NaN for NaN.
+// 2^t for t <= 1; 0 where it would be subnormal or less, NaN for NaN.
+template <class T = float>
 FASTDIFF_INLINE Float power_of_two_or_zero(Float t) {
 #if defined(__AVX512F__)
-  return power_of_two<float>(larger(broadcast(-160.0f), t));
+  return power_of_two<T>(larger(broadcast(-160.0f), t));
 #else
   // Adding it leaves round(t) plus the bias of the exponent in the low bits of the sum.
   constexpr float kRound = 0x1.8p23f + 127;
   const Float bounded = larger(broadcast(-127.0f), t);  // at -127 the exponent is zero bits
   const Float shifted = bounded + kRound;
   // A product, not a sum of bits: NaN stays NaN.
-  return power_of_fraction<float>(bounded - (shifted - kRound), 1) * (Float)((UInt)shifted << 23);
+  return power_of_fraction<T>(bounded - (shifted - kRound), 1) * (Float)((UInt)shifted << 23);
 #endif
 }
 
