@@ -17,10 +17,10 @@ constexpr int64_t kTermsOfQueries = 96, kKeys = 96;
 template <class E>
 constexpr int64_t kQueries = kTermsOfQueries * kTerms<E>;
 
-constexpr int64_t kPartQueries = 1024;               // fewer are not worth sums of their own
-constexpr int64_t kPartElements = int64_t{1} << 24;  // of all sums of one (sample, key head)
-constexpr int64_t kTogether = int64_t{1} << 18;
-constexpr int64_t kPartsPerThread = 4;  // at a time
+constexpr int64_t kPartQueries = 1024;                   // fewer are not worth sums of their own
+constexpr int64_t kPartElements = int64_t{1} << 24;      // of all sums of one (sample, key head)
+constexpr int64_t kTogetherElements = int64_t{1} << 18;  // of keys and sums that stay in the L2 cache
+constexpr int64_t kItemsPerThread = 4;                   // at a time
 
 // The keys and values of a block as right-hand matrices.
 template <class E>
@@ -109,10 +109,17 @@ struct KeySums {
 template <class T>
 class QueryBlock {
   using E = Factor<T>;
+  using Precision = std::conditional_t<kTerms<E> == 2, BFloat16, float>;  // that P is kept in
+
+  struct Rows {
+    const T* data;
+    int64_t stride;
+  };
 
  public:
   explicit QueryBlock(const AttentionParams& p)
-      : depth_(ceil_div(p.head_dim, kTerms<E>)),
+      : head_dim_(p.head_dim),
+        depth_(ceil_div(p.head_dim, kTerms<E>)),
         lanes_(lanes_of(p.head_dim)),
         query_(depth_),
         doutput_(depth_),
@@ -121,9 +128,9 @@ class QueryBlock {
         dquery_(kQueries<E> * lanes_) {}
 
   // Queries [first, first + kQueries) of one head. `packed` and `sums` are of the (sample, key head); the sums are new
-  // when `add` is false.
+  // when `add` is false. With `ahead`, the same queries of the next head come next.
   void run(const AttentionBackwardParams& b, E* packed, const KeySums& sums, int64_t sample, int64_t head,
-           int64_t first, bool add) {
+           int64_t first, bool add, bool ahead) {
     const AttentionParams& p = b.forward;
     rows_ = minimum(kQueries<E>, p.query_length - first);
     fetch(b, sample, head, first);
@@ -131,7 +138,7 @@ class QueryBlock {
     for (int64_t key = 0; key < keys; key += kKeys) {
       const KeyBlock<E> block(p, packed + key / kKeys * KeyBlock<E>::size(p));
       const int64_t count = minimum(kKeys, keys - key);
-      score(block, count, p.scale * kLog2e);
+      score(block, count, p.scale * kLog2e, ahead && key == 0);
       const bool add_dquery = key > 0;
       accumulate(scores_.dscores(), rows_, block.key_rows, ceil_div(count, kTerms<E>), dquery_, add_dquery);
       const int64_t terms = ceil_div(rows_, kTerms<E>);
@@ -154,13 +161,17 @@ class QueryBlock {
     const int64_t query_stride = p.query.token_stride, doutput_stride = b.doutput.token_stride;
     const T* query = head_of<T>(p.query, sample, head) + first * query_stride;
     const T* doutput = head_of<T>(b.doutput, sample, head) + first * doutput_stride;
+    const int64_t output_stride = p.heads * p.head_dim;
     const T* output = static_cast<const T*>(p.output) + row_of(p, sample, head, first);
+    next_head_[0] = {query + p.query.head_stride, query_stride};
+    next_head_[1] = {doutput + b.doutput.head_stride, doutput_stride};
+    next_head_[2] = {output + p.head_dim, output_stride};
     query_.gather(query, query_stride, rows_, p.head_dim);
     doutput_.gather(doutput, doutput_stride, rows_, p.head_dim);
     pack_rows<E>(query, query_stride, rows_, p.head_dim, query_rows_);
     pack_rows<E>(doutput, doutput_stride, rows_, p.head_dim, doutput_rows_);
     for (int64_t r = 0; r < rows_; r++) {
-      delta_[r] = product_of_rows(doutput + r * doutput_stride, output + r * p.heads * p.head_dim, p.head_dim);
+      delta_[r] = product_of_rows(doutput + r * doutput_stride, output + r * output_stride, p.head_dim);
       logsumexp_[r] = kLog2e * p.logsumexp[(sample * p.heads + head) * p.query_length + first + r];
     }
   }
@@ -174,13 +185,17 @@ class QueryBlock {
     return across_lanes(sum, [](Float x, Float y) FASTDIFF_INLINE_LAMBDA { return x + y; })[0];
   }
 
-  // P and dS, tile by tile, so that the scores and dP never leave the L1 cache.
-  void score(const KeyBlock<E>& block, int64_t count, float scale) {
+  // P and dS, tile by tile, so that the scores and dP never leave the L1 cache. With `ahead`, asks on the way for the
+  // same rows of the next head.
+  void score(const KeyBlock<E>& block, int64_t count, float scale, bool ahead) {
     for_each_tile(
         rows_, ceil_div(count, kLanes), [&](auto rows, auto width, int64_t r, int64_t first) FASTDIFF_INLINE_LAMBDA {
           constexpr int kRows = decltype(rows)::value, kWidth = decltype(width)::value, kStride = kWidth * kLanes;
           alignas(64) float scores[kTileSums * kLanes], dprobabilities[kTileSums * kLanes];
           const int64_t panel = first * kLanes * depth_;
+          if (ahead && first == 0)
+            for (const Rows& next : next_head_)
+              prefetch_rows<0>(next.data + r * next.stride, next.stride, kRows, head_dim_);
           multiply_tile_in_parts<kRows, kWidth, false>(query_.left().from(r, 0), block.key_columns + panel, depth_,
                                                        scale, scores, kStride);
           multiply_tile_in_parts<kRows, kWidth, false>(doutput_.left().from(r, 0), block.value_columns + panel, depth_,
@@ -202,13 +217,12 @@ class QueryBlock {
   // sums (rows, head_dim) += a (rows, depth) * b
   template <class Matrix>
   void accumulate(const Matrix& a, int64_t rows, const E* b, int64_t depth, float* sums, bool add) const {
-    const auto product = add ? multiply<true, Matrix> : multiply<false, Matrix>;
-    product(a, rows, b, depth, lanes_ / kLanes, sums, lanes_, 1);
+    const auto product = add ? multiply_columns<true, Matrix> : multiply_columns<false, Matrix>;
+    product(a, rows, b, depth, head_dim_, sums, lanes_, 1);
   }
 
-  using Precision = std::conditional_t<kTerms<E> == 2, BFloat16, float>;  // that P is kept in
-
-  int64_t depth_, lanes_, rows_ = 0;
+  int64_t head_dim_, depth_, lanes_, rows_ = 0;
+  Rows next_head_[3];
   RowBlock<E, kQueries<E>> query_, doutput_;
   Scratch<E> query_rows_, doutput_rows_;
   Scratch<float> dquery_;
@@ -216,83 +230,109 @@ class QueryBlock {
   float delta_[kQueries<E>], logsumexp_[kQueries<E>];
 };
 
-// Parts [0, parts) of a block of keys, added up and written in the element type.
 template <class T>
-void write_keys(const AttentionBackwardParams& b, float* memory, int64_t parts, int64_t sample, int64_t kv_head,
-                int64_t first) {
-  const AttentionParams& p = b.forward;
-  const int64_t lanes = lanes_of(p.head_dim), keys = parts ? keys_of(p, sample) : 0;
-  const KeySums sums(p, memory);
-  for (int64_t token = first; token < minimum(first + kKeys, p.kv_length); token++) {
-    float *dkey = sums.dkey + token * lanes, *dvalue = sums.dvalue + token * lanes;
-    for (int64_t d = 0; d < lanes; d += kLanes) {
-      Float key = {}, value = {};
-      for (int64_t part = 0; part < (token < keys ? parts : 0); part++) {
-        key += load(dkey + part * KeySums::size(p) + d);
-        value += load(dvalue + part * KeySums::size(p) + d);
-      }
-      store(dkey + d, key);
-      store(dvalue + d, value);
-    }
-    const int64_t at = ((sample * p.kv_length + token) * p.kv_heads + kv_head) * p.head_dim;
-    narrow_row(dkey, p.head_dim, p.scale, static_cast<T*>(b.dkey) + at);
-    narrow_row(dvalue, p.head_dim, 1.0f, static_cast<T*>(b.dvalue) + at);
-  }
-}
-
-template <class T>
-void backward(const AttentionBackwardParams& b, const Threads& threads) {
+class Backward {
   using E = Factor<T>;
-  const AttentionParams& p = b.forward;
-  const int64_t units = p.batch * p.kv_heads, group = p.heads / p.kv_heads;
-  const int64_t query_blocks = ceil_div(p.query_length, kQueries<E>);
-  const int64_t key_blocks = ceil_div(p.kv_length, kKeys), packed_size = key_blocks * KeyBlock<E>::size(p);
-  const int64_t parts =
-      minimum(ceil_div(p.query_length, kPartQueries), maximum(1, kPartElements / maximum(1, KeySums::size(p))));
-  const int64_t sums_size = maximum(1, parts) * KeySums::size(p);
-  const int64_t together = maximum(1, minimum(kTogether / maximum(1, packed_size + KeySums::size(p)),
-                                              units * parts / (kPartsPerThread * threads.count)));
-  const int64_t at_once = minimum(units, together * ceil_div(kPartsPerThread * threads.count, maximum(1, parts)));
-  const Scratch<E> packed(at_once * packed_size);
-  const Scratch<float> sums(at_once * sums_size);
-  for (int64_t begun = 0; begun < units; begun += at_once) {
-    const int64_t count = minimum(at_once, units - begun);
-    parallel_for(threads, count * key_blocks, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t unit = begun + i / key_blocks;
-        const KeyBlock<E> block(p, packed + i * KeyBlock<E>::size(p));
-        block.template pack<T>(p, unit / p.kv_heads, unit % p.kv_heads, i % key_blocks * kKeys);
-      }
-    });
-    parallel_for(threads, ceil_div(count, together) * parts, [&](int64_t begin, int64_t end) {
-      QueryBlock<T> queries(p);
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t part = i % parts, set = i / parts * together;
-        const int64_t first = query_blocks * part / parts, last = query_blocks * (part + 1) / parts;
-        for (int64_t block = first; block < last; block++)
-          for (int64_t local = set; local < minimum(count, set + together); local++)
-            for (int64_t h = 0; h < group; h++) {
-              const int64_t unit = begun + local;
-              const KeySums part_sums(p, sums + (local * parts + part) * KeySums::size(p));
-              queries.run(b, packed + local * packed_size, part_sums, unit / p.kv_heads, unit % p.kv_heads * group + h,
-                          block * kQueries<E>, block > first || h > 0);
-            }
-      }
-    });
-    parallel_for(threads, count * key_blocks, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t local = i / key_blocks, unit = begun + local;
-        write_keys<T>(b, sums + local * sums_size, parts, unit / p.kv_heads, unit % p.kv_heads, i % key_blocks * kKeys);
-      }
+
+ public:
+  Backward(const AttentionBackwardParams& b, const Threads& threads)
+      : b_(b),
+        threads_(threads),
+        units_(b.forward.batch * b.forward.kv_heads),
+        key_blocks_(ceil_div(b.forward.kv_length, kKeys)),
+        query_blocks_(ceil_div(b.forward.query_length, kQueries<E>)),
+        packed_size_(key_blocks_ * KeyBlock<E>::size(b.forward)),
+        sums_size_(KeySums::size(b.forward)),
+        parts_(minimum(ceil_div(b.forward.query_length, kPartQueries),
+                       at_least_1(kPartElements / at_least_1(sums_size_)))),
+        together_(at_least_1(
+            minimum(kTogetherElements / at_least_1(packed_size_ + sums_size_), units_ * parts_ / wanted_items()))),
+        at_once_(minimum(units_, together_ * ceil_div(wanted_items(), at_least_1(parts_)))),
+        packed_(at_once_ * packed_size_),
+        sums_(at_once_ * parts_ * sums_size_) {}
+
+  void run() {
+    for (int64_t begun = 0; begun < units_; begun += at_once_) {
+      const int64_t count = minimum(at_once_, units_ - begun);
+      for_each(count * key_blocks_, [&](int64_t i) { pack(begun, i / key_blocks_, i % key_blocks_ * kKeys); });
+      parallel_for(threads_, ceil_div(count, together_) * parts_, [&](int64_t begin, int64_t end) {
+        QueryBlock<T> queries(b_.forward);
+        for (int64_t i = begin; i < end; i++) {
+          const int64_t first = i / parts_ * together_;
+          multiply_part(begun, first, minimum(count, first + together_), i % parts_, queries);
+        }
+      });
+      for_each(count * key_blocks_, [&](int64_t i) { write_keys(begun, i / key_blocks_, i % key_blocks_ * kKeys); });
+    }
+  }
+
+ private:
+  static int64_t at_least_1(int64_t n) { return maximum(1, n); }
+  int64_t wanted_items() const { return kItemsPerThread * threads_.count; }
+  int64_t sample(int64_t unit) const { return unit / b_.forward.kv_heads; }
+  int64_t kv_head(int64_t unit) const { return unit % b_.forward.kv_heads; }
+  E* packed(int64_t i) const { return packed_ + i * packed_size_; }
+  KeySums sums(int64_t i, int64_t part) const { return {b_.forward, sums_ + (i * parts_ + part) * sums_size_}; }
+
+  template <class Body>
+  void for_each(int64_t items, const Body& body) const {
+    parallel_for(threads_, items, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) body(i);
     });
   }
-}
+
+  // Of the units in memory, which are those from `begun` on, the i-th; its block of keys from `first` on.
+  void pack(int64_t begun, int64_t i, int64_t first) const {
+    const KeyBlock<E> block(b_.forward, packed(i) + first / kKeys * KeyBlock<E>::size(b_.forward));
+    block.template pack<T>(b_.forward, sample(begun + i), kv_head(begun + i), first);
+  }
+
+  // A part of the queries, of the units [first, last) in memory: these take turns on a block of queries, as a page of
+  // memory holds the rows of several heads.
+  void multiply_part(int64_t begun, int64_t first, int64_t last, int64_t part, QueryBlock<T>& queries) const {
+    const int64_t group = b_.forward.heads / b_.forward.kv_heads;
+    const int64_t first_block = query_blocks_ * part / parts_, last_block = query_blocks_ * (part + 1) / parts_;
+    for (int64_t block = first_block; block < last_block; block++)
+      for (int64_t i = first; i < last; i++)
+        for (int64_t h = 0; h < group; h++)
+          queries.run(b_, packed(i), sums(i, part), sample(begun + i), kv_head(begun + i) * group + h,
+                      block * kQueries<E>, block > first_block || h > 0, i + 1 < last || h + 1 < group);
+  }
+
+  // A block of dK and dV: the parts added up, in the element type.
+  void write_keys(int64_t begun, int64_t i, int64_t first) const {
+    const AttentionParams& p = b_.forward;
+    const int64_t unit = begun + i, keys = parts_ ? keys_of(p, sample(unit)) : 0, lanes = lanes_of(p.head_dim);
+    const Scratch<float> row(lanes);
+    const auto write = [&](float* of_first_part, int64_t token, float factor, void* target) {
+      for (int64_t d = 0; d < lanes; d += kLanes) {
+        Float sum = {};
+        for (int64_t part = 0; part < (token < keys ? parts_ : 0); part++)
+          sum += load(of_first_part + part * sums_size_ + token * lanes + d);
+        store(row + d, sum);
+      }
+      const int64_t at = ((sample(unit) * p.kv_length + token) * p.kv_heads + kv_head(unit)) * p.head_dim;
+      narrow_row(row, p.head_dim, factor, static_cast<T*>(target) + at);
+    };
+    for (int64_t token = first; token < minimum(first + kKeys, p.kv_length); token++) {
+      write(sums(i, 0).dkey, token, p.scale, b_.dkey);
+      write(sums(i, 0).dvalue, token, 1.0f, b_.dvalue);
+    }
+  }
+
+  const AttentionBackwardParams& b_;
+  const Threads& threads_;
+  // Units are pairs of a sample and a key head: `together_` of them share an item of work, `at_once_` are in memory.
+  int64_t units_, key_blocks_, query_blocks_, packed_size_, sums_size_, parts_, together_, at_once_;
+  Scratch<E> packed_;
+  Scratch<float> sums_;
+};
 
 }  // namespace
 
 void attention_backward(const AttentionBackwardParams& b, const Threads& threads) {
   if (b.forward.batch == 0 || b.forward.head_dim == 0 || b.forward.kv_heads == 0) return;
-  with_element_type(b.forward.dtype, [&](auto element) { backward<decltype(element)>(b, threads); });
+  with_element_type(b.forward.dtype, [&](auto element) { Backward<decltype(element)>(b, threads).run(); });
 }
 
 }  // namespace fastdiff::cpu::FASTDIFF_ISA

@@ -54,12 +54,24 @@ struct Left {
   FASTDIFF_INLINE Left from(int64_t row, int64_t part) const { return {data + row * kRowStride + part * kPartStride}; }
 };
 
+template <bool kAdd, class Vector>
+FASTDIFF_INLINE void put_sums(float* target, Vector sums) {
+  if constexpr (kAdd) {
+    Vector before;
+    std::memcpy(&before, target, sizeof before);
+    sums += before;
+  }
+  std::memcpy(target, &sums, sizeof sums);
+}
+
 // c = factor * a * b, or c + factor * a * b, for kRows rows of a and one panel of b. `c` is where the panel's first
-// column goes.
-template <int kRows, int kWidth, bool kAdd, class Matrix, class E>
+// column goes. With kHalf, the last vector of the panel has columns in its first half only.
+template <int kRows, int kWidth, bool kAdd, bool kHalf, class Matrix, class E>
 FASTDIFF_INLINE void multiply_tile(const Matrix& a, const E* b, int64_t depth, float factor, float* c,
                                    int64_t c_stride) {
+  constexpr int kWhole = kWidth - kHalf;
   Float sums[kRows][kWidth] = {};
+  HalfFloat half_sums[kRows] = {};
   for (int64_t k = 0; k < depth; k++) {
     decltype(load(b)) row[kWidth];
 #pragma GCC unroll 4
@@ -68,26 +80,26 @@ FASTDIFF_INLINE void multiply_tile(const Matrix& a, const E* b, int64_t depth, f
     for (int r = 0; r < kRows; r++) {
       const auto left = broadcast(a.at(r, k));
 #pragma GCC unroll 4
-      for (int w = 0; w < kWidth; w++) sums[r][w] = multiply_add(left, row[w], sums[r][w]);
+      for (int w = 0; w < kWhole; w++) sums[r][w] = multiply_add(left, row[w], sums[r][w]);
+      if constexpr (kHalf) half_sums[r] = multiply_add(half_of(left), half_of(row[kWhole]), half_sums[r]);
     }
   }
 #pragma GCC unroll 32
-  for (int r = 0; r < kRows; r++)
+  for (int r = 0; r < kRows; r++) {
 #pragma GCC unroll 4
-    for (int w = 0; w < kWidth; w++) {
-      float* target = c + r * c_stride + w * kLanes;
-      store(target, kAdd ? load(target) + factor * sums[r][w] : factor * sums[r][w]);
-    }
+    for (int w = 0; w < kWhole; w++) put_sums<kAdd>(c + r * c_stride + w * kLanes, factor * sums[r][w]);
+    if constexpr (kHalf) put_sums<kAdd>(c + r * c_stride + kWhole * kLanes, factor * half_sums[r]);
+  }
 }
 
 // The same over any depth, in parts of kLongestSum.
-template <int kRows, int kWidth, bool kAdd, class Matrix>
+template <int kRows, int kWidth, bool kAdd, bool kHalf = false, class Matrix>
 FASTDIFF_INLINE void multiply_tile_in_parts(const Matrix& a, const typename Matrix::Element* b, int64_t depth,
                                             float factor, float* c, int64_t c_stride) {
-  multiply_tile<kRows, kWidth, kAdd>(a, b, minimum(kLongestSum, depth), factor, c, c_stride);
+  multiply_tile<kRows, kWidth, kAdd, kHalf>(a, b, minimum(kLongestSum, depth), factor, c, c_stride);
   for (int64_t k = kLongestSum; k < depth; k += kLongestSum)
-    multiply_tile<kRows, kWidth, true>(a.from(0, k / kLongestSum), b + k * kWidth * kLanes,
-                                       minimum(kLongestSum, depth - k), factor, c, c_stride);
+    multiply_tile<kRows, kWidth, true, kHalf>(a.from(0, k / kLongestSum), b + k * kWidth * kLanes,
+                                              minimum(kLongestSum, depth - k), factor, c, c_stride);
 }
 
 // Calls visit(Count<rows>, Count<width>, row, vector) for the tiles of a matrix of `rows` rows and `vectors` vectors,
@@ -104,14 +116,30 @@ FASTDIFF_INLINE void for_each_tile(int64_t rows, int64_t vectors, const Visit& v
   });
 }
 
-// c (rows, vectors * kLanes) = factor * a (rows, depth) * b, or c + that; b is packed in panels of depth rows.
+// c (rows, columns) = factor * a (rows, depth) * b, or c + that; b is packed in panels of depth rows. Of the columns
+// that fill up the last vector, half are left out where they can be.
+template <bool kAdd, class Matrix>
+void multiply_columns(const Matrix& a, int64_t rows, const typename Matrix::Element* b, int64_t depth, int64_t columns,
+                      float* c, int64_t c_stride, float factor = 1) {
+  const int64_t vectors = ceil_div(columns, kLanes);
+  const bool half = vectors * kLanes - columns >= kLanes / 2;
+  for_each_tile(rows, vectors, [&](auto count, auto width, int64_t r, int64_t first) FASTDIFF_INLINE_LAMBDA {
+    constexpr int kRows = decltype(count)::value, kWidth = decltype(width)::value;
+    const auto* panel = b + first * kLanes * depth;
+    float* target = c + r * c_stride + first * kLanes;
+    if (kHalfVectors && half && first + kWidth == vectors) {
+      multiply_tile_in_parts<kRows, kWidth, kAdd, kHalfVectors>(a.from(r, 0), panel, depth, factor, target, c_stride);
+    } else {
+      multiply_tile_in_parts<kRows, kWidth, kAdd>(a.from(r, 0), panel, depth, factor, target, c_stride);
+    }
+  });
+}
+
+// The same for whole vectors of columns.
 template <bool kAdd, class Matrix>
 void multiply(const Matrix& a, int64_t rows, const typename Matrix::Element* b, int64_t depth, int64_t vectors,
               float* c, int64_t c_stride, float factor = 1) {
-  for_each_tile(rows, vectors, [&](auto count, auto width, int64_t r, int64_t first) FASTDIFF_INLINE_LAMBDA {
-    multiply_tile_in_parts<decltype(count)::value, decltype(width)::value, kAdd>(
-        a.from(r, 0), b + first * kLanes * depth, depth, factor, c + r * c_stride + first * kLanes, c_stride);
-  });
+  multiply_columns<kAdd>(a, rows, b, depth, vectors * kLanes, c, c_stride, factor);
 }
 
 // One element of two neighbours, of which the second may not be there: then it is zero.
