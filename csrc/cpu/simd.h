@@ -362,6 +362,26 @@ FASTDIFF_INLINE Float load_in_order(const Float16* source) {
   return widen_half(bits);
 }
 
+// The first `count` elements; the other lanes read as zero.
+template <class T>
+FASTDIFF_INLINE Float load_first_in_order(const T* source, int count) {
+#if defined(__AVX512F__)
+  const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_maskz_loadu_ps(mask, source);
+  } else {
+    T lanes[kLanes];
+    const __m256i bits = _mm256_maskz_loadu_epi16(mask, source);
+    std::memcpy(lanes, &bits, sizeof bits);
+    return load_in_order(lanes);
+  }
+#else
+  T lanes[kLanes] = {};
+  std::memcpy(lanes, source, count * sizeof(T));
+  return load_in_order(lanes);
+#endif
+}
+
 // Rounds to bfloat16 as narrow_bfloat16 does, or to even.
 template <class T>
 FASTDIFF_INLINE auto narrow_in_order(Float v) {

@@ -8,7 +8,7 @@ import sys
 import instruction_sets
 import pytest
 import torch
-from accuracy import assert_draws_as_exact
+from accuracy import assert_as_exact, assert_draws_as_exact
 from backends import Backend
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -101,6 +101,34 @@ def test_large_scores(device: Backend, dtype) -> None:
         eager = reference.attention(*operands, scale=scale)
         errors = [(result.double() - exact).square().mean().sqrt() for result in (ours, eager)]
         assert errors[0] <= 2 * errors[1] + 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_where_all_scores_are_low(device: Backend, dtype) -> None:
+    """Lanes beside the keys have score 0: against scores of -200 their weight would be infinite."""
+    query, key, value = make((1, 31, 2, 77, 2, 40), dtype, 0.1, device.device)
+    operands, doutput = (query + 6, key - 6, value), torch.randn_like(query)
+    results = run_backward(device, operands, doutput), define_backward(operands, doutput)
+    for ours, eager, exact in zip(*results, define_backward(operands, doutput, torch.float64), strict=True):
+        assert_as_exact(ours, eager, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_queries(dtype) -> None:
+    """So many that on a CPU several partial sums make a gradient of the keys."""
+
+    def gradients(operands, doutput) -> tuple[Tensor, ...]:
+        leaves = [operand.requires_grad_() for operand in operands]
+        return torch.autograd.grad(fastdiff.ops.attention(*leaves), leaves, doutput)
+
+    operands = make((2, 2100, 4, 99, 2, 28), dtype)
+    doutput = torch.randn_like(operands[0])
+    ours = gradients(operands, doutput)
+    eager, exact = define_backward(operands, doutput), define_backward(operands, doutput, torch.float64)
+    for name, *results in zip(("dquery", "dkey", "dvalue"), ours, eager, exact, strict=True):
+        assert_as_exact(*results, name)
+    alone = gradients([operand[1:].detach() for operand in operands], doutput[1:])
+    assert all(torch.equal(of_batch[1:], result) for of_batch, result in zip(ours, alone, strict=True))
 
 
 def test_logsumexp(device: Backend) -> None:
@@ -247,7 +275,9 @@ torch.set_num_threads(int(sys.argv[1]))
 torch.manual_seed(0)
 digest = hashlib.sha256()
 for dtype in (torch.float32, torch.bfloat16):
-    for batch, queries, heads, keys, kv_heads, head_dim in ((2, 300, 4, 77, 2, 40), (1, 100, 3, 500, 3, 64)):
+    for batch, queries, heads, keys, kv_heads, head_dim in (
+        (2, 300, 4, 77, 2, 40), (1, 100, 3, 500, 3, 64), (3, 2100, 2, 20, 1, 8)
+    ):
         q = torch.randn(batch, queries, heads, head_dim).to(dtype).requires_grad_()
         k, v = (torch.randn(batch, keys, kv_heads, head_dim).to(dtype).requires_grad_() for _ in range(2))
         y = fastdiff.ops.attention(q, k, v)
@@ -264,7 +294,7 @@ print(digest.hexdigest())
 
 @pytest.mark.parametrize("isa", fastdiff.build_info().get("cpu_isas_built", []))
 def test_every_instruction_set(isa) -> None:
-    instruction_sets.run_tests(isa, __file__, "forward or wide or large or lengths or infinity")
+    instruction_sets.run_tests(isa, __file__, "forward or wide or large or low or many or lengths or infinity")
 
 
 @pytest.mark.parametrize(
