@@ -16,7 +16,8 @@ FASTDIFF_INLINE Float guide(Float prediction, Float uncond, float guidance) {
   return uncond + guidance * (prediction - uncond);
 }
 
-// Float64 sums of numbers and of their squares, from which a variance loses no digit that float32 inputs have.
+// Float64 sums of numbers and of their squares, both less a pivot: far from it, squares would have no digit left of a
+// small variance. As pivot a sample's first number will do: if that is far from all others, the variance is large.
 struct PowerSums {
   double sum = 0, squares = 0;
 
@@ -32,50 +33,49 @@ struct PowerSums {
 
 class PowerSumsOfVectors {
  public:
+  explicit PowerSumsOfVectors(float pivot) : pivot_(pivot) {}
+
   FASTDIFF_INLINE void add(Float v) {
-    typedef float Half __attribute__((vector_size(2 * kLanes)));
-    Half halves[2];
-    std::memcpy(halves, &v, sizeof v);
-    for (const Half& half : halves) {
-      const Double wide = __builtin_convertvector(half, Double);
-      sum_ += wide;
-      squares_ += wide * wide;
-    }
+    WideFloat wide = widened(v);
+    wide.low -= pivot_;
+    wide.high -= pivot_;
+    sum_.add(wide);
+    squares_.add({wide.low * wide.low, wide.high * wide.high});
   }
 
-  PowerSums total() const { return {across(sum_), across(squares_)}; }
+  PowerSums total() const { return {sum_.total(), squares_.total()}; }
 
  private:
-  typedef double Double __attribute__((vector_size(4 * kLanes)));
-
-  static double across(Double v) {
-    double total = 0;
-    for (int i = 0; i < kLanes / 2; i++) total += v[i];
-    return total;
-  }
-
-  Double sum_ = {}, squares_ = {};
+  double pivot_;
+  WideSum sum_, squares_;
 };
 
 struct DeviationSums {
   PowerSums prediction, guided;
 };
 
+// Of `count` elements from `begin` of a sample on.
 template <class P>
-DeviationSums deviation_sums(const P* prediction, const P* uncond, int64_t count, float guidance) {
-  PowerSumsOfVectors of_prediction, of_guided;
+DeviationSums deviation_sums(const P* prediction, const P* uncond, int64_t begin, int64_t count, float guidance) {
+  P first[2][kLanes];
+  for (int lane = 0; lane < kLanes; lane++) {
+    std::memcpy(&first[0][lane], prediction, sizeof(P));
+    std::memcpy(&first[1][lane], uncond, sizeof(P));
+  }
+  const Float pivot = load_in_order(first[0]);
+  PowerSumsOfVectors of_prediction(pivot[0]), of_guided(guide(pivot, load_in_order(first[1]), guidance)[0]);
   const auto add = [&](const P* p, const P* u) FASTDIFF_INLINE_LAMBDA {
     const Float conditional = load_in_order(p);
     of_prediction.add(conditional);
     of_guided.add(guide(conditional, load_in_order(u), guidance));
   };
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) add(prediction + i, uncond + i);
-  if (i < count) {
-    P padded[2][kLanes] = {};  // zeros add nothing
-    std::memcpy(padded[0], prediction + i, (count - i) * sizeof(P));
-    std::memcpy(padded[1], uncond + i, (count - i) * sizeof(P));
-    add(padded[0], padded[1]);
+  const int64_t end = begin + count;
+  int64_t i = begin;
+  for (; i + kLanes <= end; i += kLanes) add(prediction + i, uncond + i);
+  if (i < end) {
+    std::memcpy(first[0], prediction + i, (end - i) * sizeof(P));  // what is left of the first adds nothing
+    std::memcpy(first[1], uncond + i, (end - i) * sizeof(P));
+    add(first[0], first[1]);
   }
   return {of_prediction.total(), of_guided.total()};
 }
@@ -88,10 +88,10 @@ void rescale_factors(const SamplerStepParams& p, const StepCoefficients& c, int6
   const Scratch<DeviationSums> parts(p.batch * chunks);
   parallel_for(threads, p.batch * chunks, [&](int64_t first, int64_t last) {
     for (int64_t item = first; item < last; item++) {
-      const int64_t begin = item % chunks * chunk, at = item / chunks * p.count + begin;
+      const int64_t begin = item % chunks * chunk, at = item / chunks * p.count;
       parts[item] =
           deviation_sums(static_cast<const P*>(p.prediction) + at, static_cast<const P*>(p.uncond_prediction) + at,
-                         minimum(chunk, p.count - begin), c.guidance);
+                         begin, minimum(chunk, p.count - begin), c.guidance);
     }
   });
   for (int64_t sample = 0; sample < p.batch; sample++) {

@@ -48,18 +48,32 @@ FASTDIFF_INLINE Float load(const float* source) {
 
 FASTDIFF_INLINE void store(float* target, Float v) { std::memcpy(target, &v, sizeof v); }
 
+typedef double Double __attribute__((vector_size(4 * kLanes)));
+
+// The lanes in float64: the lower half of them, and the upper.
+struct WideFloat {
+  Double low, high;
+};
+
+FASTDIFF_INLINE WideFloat widened(Float v) {
+  typedef float Half __attribute__((vector_size(2 * kLanes)));
+  Half halves[2];
+  std::memcpy(halves, &v, sizeof v);
+  return {__builtin_convertvector(halves[0], Double), __builtin_convertvector(halves[1], Double)};
+}
+
 // A float64 sum for every two lanes. Float32 sums are emptied into one before they grow long enough to lose digits.
 class WideSum {
  public:
-  FASTDIFF_INLINE void add(Float v) {
-    Half halves[2];
-    std::memcpy(halves, &v, sizeof v);
-    low_ += __builtin_convertvector(halves[0], Double);
-    high_ += __builtin_convertvector(halves[1], Double);
+  FASTDIFF_INLINE void add(Float v) { add(widened(v)); }
+
+  FASTDIFF_INLINE void add(const WideFloat& v) {
+    sums_.low += v.low;
+    sums_.high += v.high;
   }
 
   double total() const {
-    const Double both = low_ + high_;
+    const Double both = sums_.low + sums_.high;
     double lanes[kLanes / 2], result = 0;
     std::memcpy(lanes, &both, sizeof both);
     for (double lane : lanes) result += lane;
@@ -67,9 +81,7 @@ class WideSum {
   }
 
  private:
-  typedef float Half __attribute__((vector_size(2 * kLanes)));
-  typedef double Double __attribute__((vector_size(4 * kLanes)));
-  Double low_ = {}, high_ = {};
+  WideFloat sums_ = {};
 };
 
 FASTDIFF_INLINE Float clamp(Float v, float low, float high) {

@@ -18,7 +18,6 @@ namespace {
 constexpr int64_t kSerialChannels = 16384;
 
 constexpr int kHalfLanes = kLanes / 2;
-typedef double Double __attribute__((vector_size(4 * kLanes)));
 typedef int64_t Long __attribute__((vector_size(4 * kLanes)));
 typedef float HalfFloat __attribute__((vector_size(2 * kLanes)));
 

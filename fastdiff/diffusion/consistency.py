@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastdiff.diffusion.broadcasting import per_sample
 from fastdiff.diffusion.losses import pseudo_huber_loss
 
 Function = Callable[[Tensor, Tensor], Tensor]
@@ -74,21 +75,17 @@ def consistency_loss(
         teacher: a denoiser, (x, sigma) -> x0, to distil.
         distance: (N, ...), (N, ...) -> (N,).
     """
-    low, high = low.to(x0.dtype), high.to(x0.dtype)
-    above = x0 + _per_sample(high, x0) * noise
+    low, high = low.to(x0), high.to(x0)
+    above = x0 + per_sample(high, x0) * noise
     with torch.no_grad():
-        below = x0 + _per_sample(low, x0) * noise if teacher is None else heun_step(teacher, above, high, low)
+        below = x0 + per_sample(low, x0) * noise if teacher is None else heun_step(teacher, above, high, low)
         goal = target(below, low)
     return distance(function(above, high), goal) / (high - low)
 
 
 def heun_step(teacher: Function, x: Tensor, high: Tensor, low: Tensor) -> Tensor:
     """The teacher's flow from `high` (N,) down to `low`, x (N, ...): arXiv:2206.00364, algorithm 1."""
-    s, t = _per_sample(high, x), _per_sample(low, x)
+    s, t = per_sample(high, x), per_sample(low, x)
     slope = (x - teacher(x, high)) / s
     euler = x + (t - s) * slope
     return x + (t - s) * 0.5 * (slope + (euler - teacher(euler, low)) / t)
-
-
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastdiff.diffusion.broadcasting import per_sample
 from fastdiff.diffusion.discrete import DiscreteVP
 
 
@@ -42,7 +43,7 @@ def posterior_mean(process: DiscreteVP, x0: Tensor, x_t: Tensor, t: Tensor) -> T
     variance, variance_before = process.sigma(t) ** 2, process.sigma(t - 1) ** 2
     beta = process.betas[t.long()]
     of_x0, of_x_t = before * beta / variance, now / before * variance_before / variance
-    return _per_sample(of_x0, x0) * x0 + _per_sample(of_x_t, x0) * x_t
+    return per_sample(of_x0, x0) * x0 + per_sample(of_x_t, x0) * x_t
 
 
 def vlb_term(
@@ -67,7 +68,7 @@ def vlb_term(
 def prior_bits(process: DiscreteVP, x0: Tensor) -> Tensor:
     """(N,) the bound's term L_T: what is left of x0 (N, ...) at the last time, in bits per dimension."""
     last = torch.full((len(x0),), process.first_time, dtype=torch.float64)
-    alpha, sigma = _per_sample(process.alpha(last), x0), _per_sample(process.sigma(last), x0)
+    alpha, sigma = per_sample(process.alpha(last), x0), per_sample(process.sigma(last), x0)
     zero = torch.zeros_like(x0)
     return normal_kl(alpha * x0, 2 * sigma.log() + zero, zero, zero).flatten(1).mean(1) / math.log(2)
 
@@ -95,8 +96,4 @@ def discretized_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor, le
 
 
 def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
-    return _per_sample(table[t.long()], like)
-
-
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    return values.to(like.device, like.dtype).view(-1, *[1] * (like.dim() - 1))
+    return per_sample(table[t.long()], like)

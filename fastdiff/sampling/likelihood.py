@@ -42,12 +42,13 @@ def log_likelihood(
         rtol, atol: of the ODE, see :func:`fastdiff.sampling.rk45`.
 
     Returns:
-        (N,) log density of x, float32 or float64 like x.
+        (N,) log density of x, float32 or float64 like x; without a gradient, also where x has one.
     """
     if divergence not in ("hutchinson", "exact"):
         raise ValueError(f"divergence must be 'hutchinson' or 'exact', got {divergence!r}")
     if probes < 1:
         raise ValueError(f"probes must be at least 1, got {probes}")
+    x = x.detach()  # the result has no gradient, and a graph over all steps of the ODE would be kept for none
     vectors = _probes(x, divergence, probes, seeds)
     flow = probability_flow(denoiser, process, prediction)
 

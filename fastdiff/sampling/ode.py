@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.diffusion import Process, get_prediction
+from fastdiff.diffusion.broadcasting import per_sample
 from fastdiff.sampling.denoiser import Denoiser, predicted, starting_noise
 from fastdiff.sampling.rates import rates
 
@@ -83,7 +84,7 @@ def probability_flow(denoiser: Denoiser, process: Process, prediction: str) -> V
         )
         precision = torch.promote_types(x.dtype, torch.float32)
         output = predicted(denoiser, x, process.timestep(times).to(x.device, precision))
-        return _per_sample(of_x, x) * x + _per_sample(of_prediction, x) * output
+        return per_sample(of_x, x) * x + per_sample(of_prediction, x) * output
 
     return velocity
 
@@ -108,26 +109,19 @@ def integrate(
         steps = torch.where((times + steps - end) * span > 0, end - times, steps)
         slopes = [slope]
         for node, weights in zip(_NODES[1:], _STAGES[1:], strict=True):
-            stage = x + _per_sample(steps, x) * sum(w * k for w, k in zip(weights, slopes, strict=True))
+            stage = x + per_sample(steps, x) * sum(w * k for w, k in zip(weights, slopes, strict=True))
             slopes.append(velocity(times + node * steps, stage))
         calls += len(_NODES) - 1
-        error = _per_sample(steps, x) * sum(w * k for w, k in zip(_ERROR, slopes, strict=True))
+        error = per_sample(steps, x) * sum(w * k for w, k in zip(_ERROR, slopes, strict=True))
         scale = atol + rtol * torch.maximum(x.abs(), stage.abs())
         norm = (error / scale).flatten(1).square().mean(1).sqrt().double().cpu()
         # NaN is accepted: no step is small enough to mend it, and it should reach the result.
         accepted = ~(norm > 1) & (times != end)
         last = (steps - (end - times)).abs() <= 1e-12 * abs(span)
         times = torch.where(accepted, torch.where(last, torch.full_like(times, end), times + steps), times)
-        mask = _per_sample(accepted, x)
+        mask = per_sample(accepted, x)
         x, slope = torch.where(mask, stage, x), torch.where(mask, slopes[-1], slope)
         steps = steps * (0.9 * norm.clamp(min=1e-10) ** -0.2).clamp(0.2, 10.0).nan_to_num(1.0)
         if bool(((steps.abs() < 1e-12 * abs(span)) & (times != end)).any()):
             raise RuntimeError(f"the steps became smaller than 1e-12 of the interval at t = {times.tolist()}")
     return x, calls
-
-
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """(N,) -> (N, 1, ...) on the device of `like`, and in its precision unless it is a mask."""
-    values = values.to(like.device)
-    values = values if values.dtype == torch.bool else values.to(like.dtype)
-    return values.view(-1, *[1] * (like.dim() - 1))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastdiff import ops
 from fastdiff.diffusion import Process, get_prediction
+from fastdiff.diffusion.broadcasting import per_sample
 from fastdiff.sampling.denoiser import Denoiser, predicted, starting_noise
 from fastdiff.sampling.samplers import solver_table
 from fastdiff.sampling.schedule import Level
@@ -74,7 +75,7 @@ def langevin_step(
     norms = [tensor.flatten(1).norm(dim=1) for tensor in (noise, score)]
     if batch_norms:
         norms = [norm.mean().expand(len(x)) for norm in norms]
-    size = (2 * shrink * (snr * norms[0] / norms[1]) ** 2).view(-1, *[1] * (x.dim() - 1))
+    size = per_sample(2 * shrink * (snr * norms[0] / norms[1]) ** 2, x)
     return x + size * score + torch.sqrt(2 * size) * noise
 
 

@@ -83,7 +83,8 @@ def flow(
         spacing: "trailing" places the times at 1, 1 - 1/steps ... 1/steps before the shift; "linspace" from 1 to the
             shifted time 1/1000, as diffusers' FlowMatchEulerDiscreteScheduler does, whose last times are therefore
             shifted twice. Both then end at 0.
-        terminal: stretch the times so that the last call is at this one (diffusers' shift_terminal).
+        terminal: stretch the times so that the last call is at this one (diffusers' shift_terminal); of one step, whose
+            call is at 1, there is nothing to stretch.
     """
     if not isinstance(process, FlowMatching):
         raise ValueError(f"schedule 'flow' needs a FlowMatching process, got {type(process).__name__}")
@@ -95,6 +96,8 @@ def flow(
         times = torch.linspace(1, last, steps, dtype=torch.float64)
     else:
         raise ValueError(f"spacing must be 'trailing' or 'linspace', got {spacing!r}")
+    if terminal is not None and steps == 1:
+        raise ValueError(f"terminal needs at least 2 steps, the first of which is at time 1, got {terminal} and 1 step")
     times = shifted_time(times, shift)
     if terminal is not None:
         times = 1 - (1 - times) * ((1 - terminal) / (1 - times[-1]))

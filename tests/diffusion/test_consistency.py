@@ -81,3 +81,8 @@ def test_training_has_no_gradient_through_the_target():
     torch.testing.assert_close(loss, torch.ones(3))  # (2 - 1)^2 / (2 - 1)
     loss.sum().backward()
     assert parameter.grad.item() == pytest.approx(3 * 2 * (2 - 1) * 2)
+
+
+def test_levels_of_another_precision_do_not_change_that_of_the_state():
+    x, low, high = torch.ones(3, 2), torch.ones(3, dtype=torch.float64), torch.full((3,), 2.0, dtype=torch.float64)
+    assert heun_step(lambda x, sigma: 0.5 * x, x, high, low).dtype == torch.float32

@@ -11,7 +11,7 @@ from typing import Any
 import instruction_sets
 import pytest
 import torch
-from accuracy import assert_as_exact
+from accuracy import assert_as_exact, float32_noise, max_error
 from backends import Backend
 from torch import Tensor
 
@@ -158,13 +158,31 @@ def test_rescaled_guidance(device: Backend, prediction_dtype) -> None:
         check(device, sample, prediction, row_of(guidance=2, rescale=0.7, guided=1), uncond_prediction=uncond)
 
 
-def test_constant_predictions_are_rescaled_only_on_request(device: Backend) -> None:
-    sample, (constant,) = torch.zeros(1, 6, device=device.device), make(1, (1, 1), torch.float32, device.device)
-    constant = constant.expand(1, 6)
-    for rescale, expected in ((0.0, 3 * constant), (0.5, torch.nan * constant)):
+@pytest.mark.parametrize("count", [6, 64, 20_001])
+def test_constant_predictions_are_rescaled_only_on_request(device: Backend, count) -> None:
+    """The deviations are then 0 for any number of elements, and their ratio is NaN."""
+    sample, (number,) = torch.zeros(1, count, device=device.device), make(1, (1, 1), torch.float32, device.device)
+    for value, (rescale, scale) in itertools.product((number, 0.1 + 0 * number), ((0.0, 3.0), (0.5, math.nan))):
+        constant = value.expand(1, count)
         row = row_of(guidance=2, rescale=rescale, guided=3)
         result, _ = run(device, sample, constant, row, uncond_prediction=constant.clone())
-        torch.testing.assert_close(result, expected, equal_nan=True)
+        torch.testing.assert_close(result, scale * constant, equal_nan=True)
+
+
+@pytest.mark.parametrize("count", [9, 37, 20_001])
+def test_nearly_constant_predictions_are_rescaled_as_all_others(device: Backend, count) -> None:
+    """The variance is some 1e-15 of the mean square: hardly a digit of it is in a float64 sum of squares.
+
+    The numbers are near 2^15 on the grid of float32 there, and guidance stays on it: all but the deviations is exact.
+    """
+    grid = 2.0**-8
+    prediction, uncond = torch.full((2, 2, count), 2.0**15, device=device.device)
+    prediction[:, ::2] += grid
+    uncond[:, 1::3] -= grid
+    row, options = row_of(guidance=2, rescale=1, guided=1), {"uncond_prediction": uncond}
+    result, _ = run(device, torch.zeros_like(prediction), prediction, row, **options)
+    exact, _ = reference.sampler_step(result.double(), prediction, row.to(device.device), **options)
+    assert max_error(result, exact) <= float32_noise(exact)
 
 
 def test_dynamic_threshold(device: Backend) -> None:

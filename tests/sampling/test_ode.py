@@ -139,6 +139,14 @@ def test_likelihood_does_not_depend_on_the_batch() -> None:
         log_likelihood(network, x, divergence="guess", **options)
 
 
+def test_likelihood_of_a_leaf_has_no_graph() -> None:
+    process, x = VP(), noise(3)
+    network = MIXTURE.denoiser(process, "score")
+    options = {"process": process, "prediction": "score"}
+    found = log_likelihood(network, x.clone().requires_grad_(), **options)
+    assert not found.requires_grad and torch.equal(found, log_likelihood(network, x, **options))
+
+
 def test_bits_of_uniform_data_are_the_bits_of_its_levels() -> None:
     assert bits_per_dim(torch.tensor(12 * math.log(0.5)), 12).item() == pytest.approx(8.0)
 

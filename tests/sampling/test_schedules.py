@@ -131,6 +131,12 @@ def test_flow_trailing_is_that_of_explicit_sigmas() -> None:
         torch.testing.assert_close(torch.tensor([level.sigma for level in schedule.levels]), scheduler.sigmas)
 
 
+def test_flow_of_one_step_has_nothing_to_stretch() -> None:
+    assert told(SCHEDULES["flow"](FlowMatching(), 1)) == [1000]
+    with pytest.raises(ValueError, match="terminal needs at least 2 steps.*got 0.1 and 1 step"):
+        SCHEDULES["flow"](FlowMatching(), 1, terminal=0.1)
+
+
 @pytest.mark.parametrize("steps", [1, 4, 7])
 def test_lcm_times_are_those_of_diffusers(steps: int) -> None:
     scheduler = diffusers.LCMScheduler()
