@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,13 @@ class Report:
     thread: tuple[int, int, int]
     count: int
     detail: str
+
+    @property
+    def kernel(self) -> str:
+        """The kernel whose body the outermost of the lines is in."""
+        path, _, line = (self.place, *self.inlined_into)[-1].rpartition(":")
+        above = (ROOT / path).read_text().splitlines()[: int(line)]
+        return re.findall(r"(\w+_kernel)\(", "\n".join(above))[-1]
 
     def __str__(self) -> str:
         callers = "".join(f" < {caller}" for caller in self.inlined_into)

@@ -127,6 +127,16 @@ def test_versions_agree() -> None:
     assert newest and newest[1] == fastdiff.__version__
 
 
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf was not found: install binutils")
+def test_extension_is_bound_to_no_torch() -> None:
+    """It asks for two of torch's libraries, whoever has loaded them, and for none of CUDA's."""
+    command = ["readelf", "--dynamic", "--wide", fastdiff._extension.require().__file__]
+    dynamic = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    needed = set(re.findall(r"NEEDED.*\[(.*)\]", dynamic))
+    assert {name for name in needed if re.match("lib(torch|c10|cu|nv)", name)} == {"libc10.so", "libtorch_cpu.so"}
+    assert "RUNPATH" not in dynamic and "RPATH" not in dynamic
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have one instruction set only")
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nm was not found: install binutils")
 def test_instruction_sets_share_no_function(tmp_path: Path) -> None:

@@ -85,8 +85,8 @@ struct TileStream {
   __device__ T* second(int64_t tile) const { return first(tile) + kRows * stride; }
   __device__ T* end() const { return tiles + 4 * kRows * stride; }
 
-  __device__ void load(int64_t tile, const HeadRows<T>& a, const HeadRows<T>& b, int64_t row,
-                       const AttentionLayout& layout) const {
+  __device__ __forceinline__ void load(int64_t tile, const HeadRows<T>& a, const HeadRows<T>& b, int64_t row,
+                                       const AttentionLayout& layout) const {
     load_tile(first(tile), stride, a, row, kRows, {0, layout.depth}, layout, copiers_of_block());
     load_tile(second(tile), stride, b, row, kRows, {0, layout.depth}, layout, copiers_of_block());
   }
@@ -218,6 +218,7 @@ __global__ void __launch_bounds__(kAttentionWarps* kWarpSize, 2)
   load_queries(first_tile);
 
   const int64_t first = block.first + warp * kWarpRows;
+  const int64_t last = planted<Mutation::WrongMaskEdge> ? keys + 1 : keys;
   Fragment<kTiles> dkey = {}, dvalue = {};
   T* own_keys = key_tile + warp * kWarpRows * stride;
   T* own_values = value_tile + warp * kWarpRows * stride;
@@ -240,7 +241,7 @@ __global__ void __launch_bounds__(kAttentionWarps* kWarpSize, 2)
         const QueryStatistics statistics = query_statistics(forward, delta, block.sample, head, column);
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
-          const bool exists = column < forward.query_length && first + fragment_row() + 8 * row < keys;
+          const bool exists = column < forward.query_length && first + fragment_row() + 8 * row < last;
           softmax_gradient(scores.values[j][2 * row + i], gradients.values[j][2 * row + i], statistics,
                            forward.scale * kLog2E, exists);
         }

@@ -169,11 +169,12 @@ __device__ __forceinline__ void write_unit_gradient(const GroupNormSiluBackwardP
 __device__ __forceinline__ void merge_channel_sums(const GroupNormSiluTiling& tiling, int64_t channels,
                                                    const Sums* partials, Sums* merged) {
   const Team team = this_team<false>(tiling.merge_lanes);
+  const int64_t first_part = team.member + (planted<Mutation::WrongSplitMerge> ? 1 : 0);
   for (int64_t first = 0; first < channels; first += team.count) {
     const int64_t channel = first + team.index;
     const bool live = channel < channels;
     Sums sums = {0.0f, 0.0f, 0.0f};
-    for (int64_t part = team.member; live && part < tiling.parts; part += tiling.merge_lanes) {
+    for (int64_t part = first_part; live && part < tiling.parts; part += tiling.merge_lanes) {
       sums = sums + partials[channel * tiling.parts + part];
     }
     sums = team_sum(sums, tiling.merge_lanes);

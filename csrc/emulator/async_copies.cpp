@@ -31,7 +31,7 @@ std::array<ThreadCopies, kMaxThreads> copies;
 ThreadCopies& own_copies() { return copies[running_thread()->index]; }
 
 void make(const Copy& copy) {
-  check_access(copy.to, kCopyBytes, Access::Write, kCopyBytes, copy.instruction);
+  check_access(copy.to, kCopyBytes, Access::CopyEnd, kCopyBytes, copy.instruction);
   if (copy.from) {
     std::memcpy(copy.to, copy.from, kCopyBytes);
   } else {
@@ -44,7 +44,7 @@ void make(const Copy& copy) {
 void copy_async(void* to, const void* from, bool exists) {
   const void* instruction = __builtin_return_address(0);
   if (exists) check_access(from, kCopyBytes, Access::Read, kCopyBytes, instruction);
-  check_access(to, kCopyBytes, Access::Write, kCopyBytes, instruction);
+  check_access(to, kCopyBytes, Access::CopyBegin, kCopyBytes, instruction);
   std::memset(to, 0xff, kCopyBytes);
   own_copies().under_way.push_back({to, exists ? from : nullptr, own_copies().open_group, instruction});
 }

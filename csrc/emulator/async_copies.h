@@ -1,6 +1,6 @@
 // cp.async, for cuda/ptx.cuh. A copy is made as late as it may be: when its thread waits for it. Until then its
-// destination holds NaNs, so that who reads it too early reads them; the order of both moments is checked, as a GPU may
-// write at any time between.
+// destination holds NaNs, so that who reads it too early reads them. A GPU may write at any time between: the race
+// detector is told of both moments.
 #pragma once
 
 namespace fastdiff::emulator {

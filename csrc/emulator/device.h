@@ -47,10 +47,15 @@ void barrier(SourceLine site);
 
 void* dynamic_shared_memory();
 
-// The checked 16-byte accesses behind platform.cuh. `ld16` may only read what the launch does not write.
-uint4 ld16(const void* address);
-uint4 ld16_written(const void* address);
-void st16(void* address, uint4 value);
+uint4 checked_load(const void* address);
+uint4 checked_load_of_written(const void* address);
+void checked_store(void* address, uint4 value);
+
+// The checked 16-byte accesses behind platform.cuh. `ld16` may only read what the launch does not write. They are
+// inlined, as g++ instruments neither what a call reads for an argument nor what it writes with its result.
+__forceinline__ uint4 ld16(const void* address) { return checked_load(address); }
+__forceinline__ uint4 ld16_written(const void* address) { return checked_load_of_written(address); }
+__forceinline__ void st16(void* address, uint4 value) { checked_store(address, value); }
 
 }  // namespace fastdiff::emulator
 

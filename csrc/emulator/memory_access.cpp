@@ -39,8 +39,8 @@ void check_access(const void* address, size_t bytes, Access access, size_t align
   Region* region = find_region(address);
   const auto* byte = static_cast<const char*>(address);
   if (!region || byte + bytes > region->end) {
-    if (access != Access::Write && is_constant(address)) return;
-    const char* verb = access == Access::Write ? "write of " : "read of ";
+    if (!is_write(access) && is_constant(address)) return;
+    const char* verb = is_write(access) ? "write of " : "read of ";
     fault(Fault::OutOfBounds, region ? name_of(region->space) : "", instruction,
           verb + std::to_string(bytes) + " bytes " + describe_outside(address), cudaErrorIllegalAddress);
   }
@@ -53,17 +53,17 @@ void check_access(const void* address, size_t bytes, Access access, size_t align
   check_order(*region, static_cast<size_t>(byte - region->begin), bytes, access, running_thread()->index, instruction);
 }
 
-uint4 ld16(const void* address) {
+uint4 checked_load(const void* address) {
   check_access(address, sizeof(uint4), Access::ReadOnlyLoad, sizeof(uint4), __builtin_return_address(0));
   return *static_cast<const uint4*>(address);
 }
 
-uint4 ld16_written(const void* address) {
+uint4 checked_load_of_written(const void* address) {
   check_access(address, sizeof(uint4), Access::Read, sizeof(uint4), __builtin_return_address(0));
   return *static_cast<const uint4*>(address);
 }
 
-void st16(void* address, uint4 value) {
+void checked_store(void* address, uint4 value) {
   check_access(address, sizeof(uint4), Access::Write, sizeof(uint4), __builtin_return_address(0));
   *static_cast<uint4*>(address) = value;
 }

@@ -18,6 +18,9 @@ constexpr uint16_t kManyInWarp = 0x0400;   // several lanes of that thread's war
 constexpr uint16_t kManyInBlock = 0x0800;  // threads of several warps, in read_epoch
 constexpr uint16_t kOtherBlocks = 0x1000;  // also blocks of this launch before this one
 
+// Beside the thread number in ShadowCell::writer.
+constexpr uint16_t kUnderWay = 0x8000;  // by an asynchronous copy that the thread has not waited for
+
 struct Clock {
   bool enabled = true;
   uint32_t epoch = 1;
@@ -33,6 +36,7 @@ struct Accessor {
   uint16_t thread;
   int warp;
   AddressSpace space;
+  Access access;
   uint32_t place;
 
   bool same_warp(uint16_t other) const { return (other & kThreadBits) / kWarpSize == warp; }
@@ -48,6 +52,9 @@ bool written_in_scope(const ShadowCell& cell, AddressSpace space) {
 bool conflicts_with_write(const ShadowCell& cell, const Accessor& accessor) {
   if (!written_in_scope(cell, accessor.space)) return false;
   if (cell.write_epoch < now.block_begin) return true;  // another block of this launch
+  if (cell.writer & kUnderWay) {
+    return accessor.access != Access::CopyEnd || (cell.writer & kThreadBits) != accessor.thread;
+  }
   if (cell.write_epoch < now.epoch || cell.writer == accessor.thread) return false;
   return !(accessor.same_warp(cell.writer) && before_in_warp(cell.write_clock, accessor));
 }
@@ -84,7 +91,7 @@ void record_read(ShadowCell& cell, const Accessor& accessor) {
 }
 
 void record_write(ShadowCell& cell, const Accessor& accessor) {
-  cell.writer = accessor.thread;
+  cell.writer = accessor.access == Access::CopyBegin ? accessor.thread | kUnderWay : accessor.thread;
   cell.write_epoch = now.epoch;
   cell.write_clock = now.warp[accessor.warp];
   cell.write_place = accessor.place;
@@ -96,6 +103,7 @@ CodePlace place_at(uint32_t offset) {
 
 std::string earlier_access(const char* verb, uint16_t thread, uint32_t epoch) {
   if (epoch < now.block_begin) return std::string(verb) + " by another block of the launch";
+  if (thread & kUnderWay) return "a copy of thread " + std::to_string(thread & kThreadBits) + " was under way";
   return std::string(verb) + " by thread " + std::to_string(thread & kThreadBits) + " of the block";
 }
 
@@ -118,13 +126,12 @@ bool is_uninitialised(const ShadowCell& cell, const Region& region) {
   return region.space == AddressSpace::Shared ? cell.write_epoch < now.block_begin : cell.write_epoch == 0;
 }
 
-void check_read(ShadowCell& cell, const Region& region, const Accessor& accessor, bool read_only,
-                AccessReports& reports) {
+void check_read(ShadowCell& cell, const Region& region, const Accessor& accessor, AccessReports& reports) {
   if (is_uninitialised(cell, region)) reports.add(Fault::UninitialisedRead, {}, "");
   if (conflicts_with_write(cell, accessor)) {
     reports.add(Fault::ReadAfterWrite, place_at(cell.write_place),
                 earlier_access("written", cell.writer, cell.write_epoch));
-  } else if (read_only && written_in_scope(cell, accessor.space)) {
+  } else if (accessor.access == Access::ReadOnlyLoad && written_in_scope(cell, accessor.space)) {
     reports.add(Fault::StaleRead, place_at(cell.write_place), earlier_access("written", cell.writer, cell.write_epoch));
   }
   record_read(cell, accessor);
@@ -161,15 +168,15 @@ void race_detector_warp_barrier(int warp) { ++now.warp[warp]; }
 
 void check_order(Region& region, size_t offset, size_t bytes, Access access, int thread, const void* instruction) {
   if (!now.enabled) return;
-  const Accessor accessor{static_cast<uint16_t>(thread), thread / kWarpSize, region.space,
+  const Accessor accessor{static_cast<uint16_t>(thread), thread / kWarpSize, region.space, access,
                           static_cast<uint32_t>(library_image().offset_of(instruction))};
   AccessReports reports{region, instruction};
   for (size_t byte = offset / kBytesPerCell * kBytesPerCell; byte < offset + bytes; byte += kBytesPerCell) {
     ShadowCell& cell = region.cells.at_byte(byte);
-    if (access == Access::Write) {
+    if (is_write(access)) {
       check_write(cell, accessor, reports);
     } else {
-      check_read(cell, region, accessor, access == Access::ReadOnlyLoad, reports);
+      check_read(cell, region, accessor, reports);
     }
   }
 }

@@ -3,8 +3,8 @@
 // Time is counted in epochs: a new one begins at every block and at every __syncthreads, so two accesses of one block
 // in different epochs are ordered. Inside an epoch, the accesses of one warp are ordered by its clock, which a
 // __syncwarp of the whole warp advances; a __syncwarp of part of a warp orders nothing here. Shuffles and votes order
-// no memory. Blocks of one launch are never ordered, launches always are. So a race is found whenever its two accesses
-// run, whatever the schedule.
+// no memory. An asynchronous copy is ordered with nothing before its own thread has waited for it. Blocks of one launch
+// are never ordered, launches always are. So a race is found whenever its two accesses run, whatever the schedule.
 #pragma once
 
 #include "emulator/memory_map.h"
@@ -15,7 +15,11 @@ enum class Access : uint8_t {
   Read,
   ReadOnlyLoad,  // through the read-only cache, which sees no writes of the same launch
   Write,
+  CopyBegin,  // an asynchronous copy, which may write at any time from here on
+  CopyEnd,    // until its thread has waited for it
 };
+
+inline bool is_write(Access access) { return access >= Access::Write; }
 
 // Off: accesses are still checked for bounds and alignment.
 void set_race_detection(bool enabled);

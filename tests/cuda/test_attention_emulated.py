@@ -6,6 +6,7 @@ queries. A head wider than 128 is cut into parts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import emulation
@@ -47,13 +48,13 @@ def define(operands: list[Tensor], doutput: Tensor, lengths: Tensor | None = Non
     return [output, *torch.autograd.grad(output, leaves, doutput.double())]
 
 
-def is_right(results: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> bool:
+def which_are_right(results: Sequence[Tensor], expected: Sequence[Tensor], dtype: torch.dtype) -> list[bool]:
     """Relative to the largest value: gradients of keys are long sums."""
     tolerance = 8 * torch.finfo(dtype).eps
-    return all(
+    return [
         bool((result.double() - want).abs().max() <= tolerance * (1 + want.abs().max()))
         for result, want in zip(results, expected, strict=True)
-    )
+    ]
 
 
 @pytest.mark.parametrize("schedule", emulation.SCHEDULES)
@@ -68,7 +69,7 @@ def test_every_path(dtype: torch.dtype, lengths: str, schedule: str) -> None:
             results = run(emulator, operands, doutput, kv_lengths)
         assert session.reports == [], "\n".join(map(str, session.reports))
         assert session.launches == 4, "forward, delta, the gradient of the queries, those of keys and values"
-        assert is_right(results, define(operands, doutput, kv_lengths), dtype), head_dim
+        assert all(which_are_right(results, define(operands, doutput, kv_lengths), dtype)), head_dim
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -124,68 +125,107 @@ def test_blocks_that_share_the_queries(dtype: torch.dtype, head_dim: int) -> Non
         results = run(emulator, operands, doutput, kv_lengths)
     assert session.reports == [], "\n".join(map(str, session.reports))
     assert session.launches == 5
-    assert is_right(results, define(operands, doutput, kv_lengths), dtype)
+    assert all(which_are_right(results, define(operands, doutput, kv_lengths), dtype))
 
 
 # ---- planted bugs ----------------------------------------------------------------------------------------------------
 
 
+BACKWARD = pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
+
+
 def run_with_bug(
-    mutation: str | None, lengths: str, dtype: torch.dtype, schedule: str = "round_robin"
-) -> tuple[Session, bool]:
+    mutation: str | None,
+    backward: bool,
+    lengths: tuple[int, int],
+    dtype: torch.dtype,
+    schedule: str = "round_robin",
+) -> tuple[Session, list[bool]]:
+    """Runs the forward pass, or the backward one on exact results of it.
+
+    Returns the session, and which are right of the output, or of the gradients of query, key and value.
+    """
+    operands, doutput = make(lengths, 64, dtype)
+    kv_lengths = torch.tensor([lengths[1], 3], dtype=torch.int32)
+    output, *gradients = define(operands, doutput, kv_lengths)
     emulator = emulation.load(mutation)
-    operands, doutput = make(LENGTHS[lengths], 64, dtype)
-    kv_lengths = torch.tensor([LENGTHS[lengths][1], 3], dtype=torch.int32)
     with emulator.session(schedule=schedule) as session:
-        results = run(emulator, operands, doutput, kv_lengths)
-    return session, is_right(results, define(operands, doutput, kv_lengths), dtype)
+        if backward:
+            saved = (output.to(dtype), logsumexp(operands, kv_lengths))
+            results = emulator.ops.attention_backward(doutput, *operands, *saved, kv_lengths, 64**-0.5)
+        else:
+            results = emulator.ops.attention(*operands, kv_lengths, 64**-0.5)[:1]
+    return session, which_are_right(results, gradients if backward else [output], dtype)
 
 
-def faults(session: Session) -> set[str]:
-    return {report.fault for report in session.reports}
+def logsumexp(operands: list[Tensor], kv_lengths: Tensor) -> Tensor:
+    query, key, _ = (operand.double() for operand in operands)
+    key = key.repeat_interleave(QUERY_HEADS // KEY_HEADS, dim=2)
+    scores = torch.einsum("bihd,bjhd->bhij", query, key) * query.shape[-1] ** -0.5
+    absent = torch.arange(key.shape[1]) >= kv_lengths[:, None]
+    return scores.masked_fill(absent[:, None, None], -torch.inf).logsumexp(-1).float()
+
+
+def kernels_with(faults: set[str], session: Session) -> set[str]:
+    """Those with a report of one of the faults."""
+    return {report.kernel for report in session.reports if report.fault in faults}
+
+
+def kernels_that_stream(backward: bool) -> set[str]:
+    if backward:
+        return {"attention_query_gradient_kernel", "attention_key_gradients_kernel"}
+    return {"attention_streaming_kernel"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("lengths", ("resident", "streaming"))
-def test_kernels_without_a_bug_are_clean(lengths: str, dtype: torch.dtype) -> None:
-    session, right = run_with_bug(None, lengths, dtype)
-    assert session.reports == [] and right
+@BACKWARD
+def test_kernels_without_a_bug_are_clean(backward: bool, lengths: str, dtype: torch.dtype) -> None:
+    session, right = run_with_bug(None, backward, LENGTHS[lengths], dtype)
+    assert session.reports == [] and all(right)
 
 
 @pytest.mark.parametrize("schedule", emulation.SCHEDULES)
 @pytest.mark.parametrize("lengths", ("resident", "streaming"))
-def test_missing_barrier_before_read_is_a_race_under_any_schedule(lengths: str, schedule: str) -> None:
-    session, _ = run_with_bug("MISSING_BARRIER_BEFORE_READ", lengths, torch.bfloat16, schedule)
-    places = {report.place.split(":")[0] for report in session.reports if report.fault in RACES}
-    assert any("attention" in place or "warp_matrix" in place for place in places), places
+@BACKWARD
+def test_missing_barrier_before_read_is_a_race_under_any_schedule(backward: bool, lengths: str, schedule: str) -> None:
+    session, _ = run_with_bug("MISSING_BARRIER_BEFORE_READ", backward, LENGTHS[lengths], torch.bfloat16, schedule)
+    resident = lengths == "resident" and not backward
+    expected = {"attention_resident_kernel"} if resident else kernels_that_stream(backward)
+    assert kernels_with(RACES, session) == expected
 
 
 @pytest.mark.parametrize("schedule", emulation.SCHEDULES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_missing_barrier_before_write_is_a_race_under_any_schedule(dtype: torch.dtype, schedule: str) -> None:
-    session, _ = run_with_bug("MISSING_BARRIER_BEFORE_WRITE", "streaming", dtype, schedule)
-    assert "write-after-read" in faults(session)
+@BACKWARD
+def test_missing_barrier_before_write_is_a_race_under_any_schedule(
+    backward: bool, dtype: torch.dtype, schedule: str
+) -> None:
+    session, _ = run_with_bug("MISSING_BARRIER_BEFORE_WRITE", backward, LENGTHS["streaming"], dtype, schedule)
+    assert kernels_with({"write-after-read"}, session) == kernels_that_stream(backward)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("lengths", ("resident", "streaming"))
-def test_missing_wait_gives_wrong_results(lengths: str, dtype: torch.dtype) -> None:
-    _, right = run_with_bug("MISSING_WAIT", lengths, dtype)
-    assert not right
+@BACKWARD
+def test_missing_wait_is_reported_and_gives_wrong_results(backward: bool, lengths: str, dtype: torch.dtype) -> None:
+    session, right = run_with_bug("MISSING_WAIT", backward, LENGTHS[lengths], dtype)
+    assert "read-after-write" in {report.fault for report in session.reports}
+    assert not any(right)
 
 
 def test_wrong_merge_of_splits_gives_wrong_results() -> None:
-    operands, doutput = make((300, 20), 64, torch.bfloat16)
-    emulator = emulation.load("WRONG_SPLIT_MERGE")
-    with emulator.session() as session:
-        results = run(emulator, operands, doutput)
+    """Of the keys' gradients; the queries' have one block."""
+    session, right = run_with_bug("WRONG_SPLIT_MERGE", True, (300, 20), torch.bfloat16)
     assert session.reports == [], "a fault of arithmetic, not of access"
-    assert not is_right(results, define(operands, doutput), torch.bfloat16)
+    assert right == [True, False, False]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("lengths", ("resident", "streaming"))
-def test_wrong_mask_edge_gives_wrong_results(lengths: str, dtype: torch.dtype) -> None:
-    session, right = run_with_bug("WRONG_MASK_EDGE", lengths, dtype)
+@BACKWARD
+def test_wrong_mask_edge_gives_wrong_results(backward: bool, lengths: str, dtype: torch.dtype) -> None:
+    """A key that does not count adds to the output, or gets a gradient."""
+    session, right = run_with_bug("WRONG_MASK_EDGE", backward, LENGTHS[lengths], dtype)
     assert session.reports == [], "a fault of arithmetic, not of access"
-    assert not right
+    assert right == ([True, False, False] if backward else [False])

@@ -43,6 +43,16 @@ __global__ void write_after_write(float* data) {
   data[threadIdx.x] = total;
 }
 
+// A vector that goes from shared memory to global memory in one expression.
+template <bool kFaulty>
+__global__ void passed_on(float* data) {
+  constexpr int kCount = kThreads / 4;
+  __shared__ uint4 vectors[kCount];
+  if (threadIdx.x < kCount) vectors[threadIdx.x] = ld16(data + 4 * threadIdx.x);
+  if (!kFaulty) __syncthreads();
+  if (threadIdx.x < kCount) st16(data + 4 * threadIdx.x, vectors[kCount - 1 - threadIdx.x]);  // fault: read-after-write
+}
+
 template <bool kFaulty>
 __global__ void uninitialised_read(float* data) {
   __shared__ float values[kThreads];
@@ -211,7 +221,7 @@ __global__ void async_copy_too_early(float* data) {
   data[threadIdx.x] = value + values[threadIdx.x];
 }
 
-// A copy that is read before it was waited for; the second half of it is zeros.
+// A copy that is read, after a barrier, before its thread has waited for it; the second half of it is zeros.
 template <bool kFaulty>
 __global__ void async_copy_unfinished(float* data) {
   __shared__ float values[kThreads];
@@ -221,6 +231,19 @@ __global__ void async_copy_unfinished(float* data) {
   commit_copies();
   commit_copies();  // an empty group
   wait_for_copies<kFaulty ? 2 : 1>();
+  __syncthreads();
+  data[threadIdx.x] = values[threadIdx.x];  // fault: read-after-write
+}
+
+// A copy whose place is taken, after a barrier, before its thread has waited for it.
+template <bool kFaulty>
+__global__ void async_copy_overwritten(float* data) {
+  __shared__ float values[kThreads];
+  if (threadIdx.x < kThreads / 4) copy_async(values + 4 * threadIdx.x, data + 4 * threadIdx.x, true);
+  commit_copies();
+  if (!kFaulty) wait_for_copies<0>();
+  __syncthreads();
+  values[threadIdx.x] = 1.0f;  // fault: write-after-write
   __syncthreads();
   data[threadIdx.x] = values[threadIdx.x];
 }
@@ -296,6 +319,7 @@ const NamedKernel kKernels[] = {
     {"read_after_write", read_after_write<true>, read_after_write<false>},
     {"write_after_read", write_after_read<true>, write_after_read<false>, 1, kSharedBytes},
     {"write_after_write", write_after_write<true>, write_after_write<false>},
+    {"passed_on", passed_on<true>, passed_on<false>},
     {"uninitialised_read", uninitialised_read<true>, uninitialised_read<false>},
     {"out_of_bounds_read", out_of_bounds_read<true>, out_of_bounds_read<false>},
     {"out_of_bounds_write", out_of_bounds_write<true>, out_of_bounds_write<false>},
@@ -313,6 +337,7 @@ const NamedKernel kKernels[] = {
     {"broadcast_then_write", broadcast_then_write<true>, broadcast_then_write<false>},
     {"async_copy_too_early", async_copy_too_early<true>, async_copy_too_early<false>},
     {"async_copy_unfinished", async_copy_unfinished<true>, async_copy_unfinished<false>},
+    {"async_copy_overwritten", async_copy_overwritten<true>, async_copy_overwritten<false>},
     {"missing_lane", missing_lane<true>, missing_lane<false>},
     {"matrix_product", matrix_product<__half, true>, matrix_product<__half, false>},
     {"matrix_product_of_bfloat16", matrix_product<__nv_bfloat16, true>, matrix_product<__nv_bfloat16, false>},

@@ -31,6 +31,10 @@ SHAPES = [
     (2, 9, 2, 320, 2, 160),
     (1, 31, 2, 100, 2, 256),
     (4, 30, 3, 50, 3, 1),
+    (1, 77, 2, 7, 1, 64),
+    (1, 154, 2, 7, 2, 8),
+    (1, 257, 1, 77, 1, 33),
+    (1, 1178, 1, 17, 1, 40),
 ]
 
 
@@ -55,9 +59,10 @@ def run_backward(device: Backend, operands, doutput, kv_lengths=None) -> tuple[T
         return device.ops.attention_backward(doutput, *operands, *results, lengths, scale)
 
 
-def define_backward(operands, doutput, dtype=None) -> tuple[Tensor, ...]:
+def define_backward(operands, doutput, dtype=None, kv_lengths=None) -> tuple[Tensor, ...]:
     leaves = [operand.detach().to(dtype or operand.dtype).requires_grad_() for operand in operands]
-    return torch.autograd.grad(reference.attention(*leaves), leaves, doutput.to(leaves[0].dtype))
+    output = reference.attention(*leaves, kv_lengths=kv_lengths)
+    return torch.autograd.grad(output, leaves, doutput.to(leaves[0].dtype))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -166,6 +171,28 @@ def test_kv_lengths(device: Backend, dtype, keys) -> None:
                 torch.testing.assert_close(result[sample : sample + 1], wanted, rtol=tolerance, atol=4 * tolerance)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("keys", (37, 165))
+def test_every_kv_length(device: Backend, dtype, keys) -> None:
+    """A sample for each: the edge of the mask at every place of a vector, of a tile and of a block of keys."""
+    operands = query, key, value = make((keys + 1, 9, 1, keys, 1, 8), dtype, device=device.device)
+    lengths = torch.arange(keys + 1, device=device.device)
+    absent = torch.arange(keys, device=device.device) >= lengths[:, None]
+    key[absent] = value[absent] = torch.nan
+    doutput = torch.randn_like(query)
+    ours = [run(device, operands, lengths)[0], *run_backward(device, operands, doutput, lengths)]
+    eager, exact = (
+        [
+            reference.attention(*(operand.to(d) for operand in operands), kv_lengths=lengths),
+            *define_backward(operands, doutput, d, lengths),
+        ]
+        for d in (dtype, torch.float64)
+    )
+    for name, *results in zip(("output", "dquery", "dkey", "dvalue"), ours, eager, exact, strict=True):
+        assert_as_exact(*results, name)
+    assert not ours[2][absent].any() and not ours[3][absent].any()
+
+
 def test_kv_lengths_of_both_dtypes() -> None:
     operands = make((3, 5, 2, 9, 2, 8))
     lengths = torch.tensor([0, 4, 9])
@@ -246,6 +273,24 @@ def test_nan_and_infinity_stay_in_their_query(device: Backend, dtype, keys) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("keys", (100, 200))
+def test_nan_and_infinity_in_gradients(device: Backend, dtype, keys) -> None:
+    """Of a query: its own gradient, and what its head's keys and values get from it; nothing else."""
+    for bad in (torch.nan, torch.inf):
+        operands = make((1, 20, 2, keys, 2, 40), dtype, device=device.device)
+        doutput = torch.randn_like(operands[0])
+        clean = run_backward(device, operands, doutput)
+        doutput[0, 13, 1, 7] = bad
+        dquery, dkey, dvalue = run_backward(device, operands, doutput)
+        for spoilt in (dquery[0, 13, 1], dkey[0, :, 1], dvalue[0, :, 1, 7]):
+            assert not spoilt.isfinite().any()
+        dquery[0, 13, 1] = clean[0][0, 13, 1]
+        assert torch.equal(dquery, clean[0])
+        assert torch.equal(dkey[0, :, 0], clean[1][0, :, 0])
+        assert torch.equal(dvalue[0, :, 0], clean[2][0, :, 0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("keys", (150, 200))
 def test_scores_of_minus_infinity(device: Backend, dtype, keys) -> None:
     """A key whose score is -infinity counts for nothing; a query with no other key is NaN, as in PyTorch."""
@@ -274,13 +319,14 @@ import sys, torch, fastdiff, hashlib
 torch.set_num_threads(int(sys.argv[1]))
 torch.manual_seed(0)
 digest = hashlib.sha256()
-for dtype in (torch.float32, torch.bfloat16):
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
     for batch, queries, heads, keys, kv_heads, head_dim in (
         (2, 300, 4, 77, 2, 40), (1, 100, 3, 500, 3, 64), (3, 2100, 2, 20, 1, 8)
     ):
         q = torch.randn(batch, queries, heads, head_dim).to(dtype).requires_grad_()
         k, v = (torch.randn(batch, keys, kv_heads, head_dim).to(dtype).requires_grad_() for _ in range(2))
-        y = fastdiff.ops.attention(q, k, v)
+        lengths = torch.tensor([50, 77]) if batch == 2 else None
+        y = fastdiff.ops.attention(q, k, v, kv_lengths=lengths)
         for result in (y, *torch.autograd.grad(y, [q, k, v], torch.randn_like(y))):
             digest.update(result.detach().contiguous().view(torch.uint8).numpy().tobytes())
 print(digest.hexdigest())

@@ -121,4 +121,8 @@ def test_bugs_in_inline_assembly_are_noticed() -> None:
 
 
 def test_there_are_bugs_to_plant() -> None:
-    assert bugs().keys() >= {("ld.global.nc.v4.u32", 0), ("st.global.wb.v4.u32", 0), ("cvt.rn.bf16x2.f32", 0)}
+    mma = [f"mma.sync.aligned.m16n8k16.row.col.f32.{dtype}.{dtype}.f32" for dtype in ("bf16", "f16")]
+    fragments = {(kind, operand) for kind in mma for operand in range(4)}
+    ldmatrix = {(f"ldmatrix.sync.aligned.m8n8.x4{transposed}.shared.b16", 0) for transposed in ("", ".trans")}
+    vectors = {("ld.global.nc.v4.u32", 0), ("st.global.wb.v4.u32", 0), ("cvt.rn.bf16x2.f32", 0)}
+    assert bugs().keys() >= fragments | ldmatrix | vectors | {("cp.async.wait_group", 0)}

@@ -1,4 +1,4 @@
-"""Every kernel of attention: three dtypes, narrow heads, wide ones and those in parts, aligned or not."""
+"""Every kernel of attention: three dtypes, narrow heads, odd and wide ones and those in parts, aligned or not."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # 2 samples, 2 query heads and 1 key head: (query tokens, key tokens, head_dim).
 SHAPES = {
     "resident": (40, 37, 40),
+    "resident_odd": (18, 21, 33),
     "resident_wide": (20, 21, 72),
     "split_queries": (260, 18, 40),
     "streaming": (20, 165, 40),
+    "streaming_odd": (5, 165, 33),
     "streaming_wide": (20, 165, 72),
     "streaming_parts": (18, 70, 136),
 }
