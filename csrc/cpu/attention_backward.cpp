@@ -255,11 +255,12 @@ class Backward {
     for (int64_t begun = 0; begun < units_; begun += at_once_) {
       const int64_t count = minimum(at_once_, units_ - begun);
       for_each(count * key_blocks_, [&](int64_t i) { pack(begun, i / key_blocks_, i % key_blocks_ * kKeys); });
-      parallel_for(threads_, ceil_div(count, together_) * parts_, [&](int64_t begin, int64_t end) {
+      const int64_t sets = ceil_div(count, together_);
+      parallel_for(threads_, sets * parts_, [&](int64_t begin, int64_t end) {
         QueryBlock<T> queries(b_.forward);
         for (int64_t i = begin; i < end; i++) {
-          const int64_t first = i / parts_ * together_;
-          multiply_part(begun, first, minimum(count, first + together_), i % parts_, queries);
+          const int64_t set = i / parts_;
+          multiply_part(begun, count * set / sets, count * (set + 1) / sets, i % parts_, queries);
         }
       });
       for_each(count * key_blocks_, [&](int64_t i) { write_keys(begun, i / key_blocks_, i % key_blocks_ * kKeys); });
@@ -322,7 +323,8 @@ class Backward {
 
   const AttentionBackwardParams& b_;
   const Threads& threads_;
-  // Units are pairs of a sample and a key head: `together_` of them share an item of work, `at_once_` are in memory.
+  // Units are pairs of a sample and a key head: up to `together_` of them share an item of work, `at_once_` are in
+  // memory.
   int64_t units_, key_blocks_, query_blocks_, packed_size_, sums_size_, parts_, together_, at_once_;
   Scratch<E> packed_;
   Scratch<float> sums_;
