@@ -66,8 +66,8 @@ double time_chains(long steps, Step step) {
 // GFLOP/s of `step`, which is `flops` operations: the best of many short runs, since what disturbs one makes it slower.
 template <class Step>
 double best_of_runs(int flops, Step step) {
-  constexpr int kRuns = 30;
-  constexpr long kSteps = 1 << 20;
+  constexpr int kRuns = 1000;
+  constexpr long kSteps = 1 << 15;  // a fraction of the time slice that another program would take
   double best = 0;
   for (int run = 0; run < kRuns; ++run) {
     best = std::max(best, 1e-9 * flops * kChains * kSteps / time_chains(kSteps, step));
