@@ -18,12 +18,14 @@ def call(op: torch._ops.OpOverload, *arguments: Any) -> Any:
     """
     if torch.compiler.is_compiling():
         return op(*arguments)
-    if forward_ad._current_level >= 0 and any(_has_tangent(tensor) for tensor in _tensors(arguments)):
+    if forward_ad._current_level >= 0 and any(map(_has_tangent, _tensors(arguments))):
         raise NotImplementedError(
             f"{op._schema.name.replace('::', '.ops.')} has no forward-mode derivative (torch.func.jvp, dual tensors); "
             "inside fastdiff.use_reference() it has"
         )
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(arguments)):
+    # Inside a transform of torch.func a tensor tells of the innermost level only.
+    transformed = torch._C._functorch.maybe_current_level() is not None
+    if transformed or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(arguments))):
         return op(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)
@@ -38,6 +40,14 @@ def _tensors(arguments: tuple[Any, ...]) -> Iterator[Tensor]:
 
 
 def _has_tangent(tensor: Tensor) -> bool:
+    """Whether it is a dual tensor, or belongs to a `torch.func.jvp` on any level of nested transforms."""
+    functorch = torch._C._functorch
+    stack = functorch.get_interpreter_stack() or ()
+    jvp_levels = {transform.level() for transform in stack if transform.key() == functorch.TransformType.Jvp}
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.maybe_get_level(tensor) in jvp_levels:
+            return True
+        tensor = functorch.get_unwrapped(tensor)
     return forward_ad.unpack_dual(tensor).tangent is not None
 
 

@@ -9,13 +9,11 @@
 namespace fastdiff::bindings {
 namespace {
 
-// `tensor` is (batch, tokens, heads, head_dim); it is read in place unless its elements lie apart.
+// `tensor` is (batch, tokens, heads, head_dim); it is read in place unless its elements lie apart. (An empty tensor is
+// its own copy, whatever its strides.)
 AttentionOperand operand_of(const Tensor& tensor, Tensor* copy) {
-  if (tensor.size(3) > 1 && tensor.stride(3) != 1) {
-    *copy = torch::stable::contiguous(tensor);
-    return operand_of(*copy, copy);
-  }
-  return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+  *copy = tensor.size(3) > 1 && tensor.stride(3) != 1 ? torch::stable::contiguous(tensor) : tensor;
+  return {copy->const_data_ptr(), copy->stride(0), copy->stride(1), copy->stride(2)};
 }
 
 // The parameters of a call, and the copies that keep what they point to alive.

@@ -13,14 +13,11 @@ namespace {
 ChannelVector channel_vector(const OptionalTensor& operand, const char* name, const std::vector<int64_t>& sizes,
                              Tensor* copy) {
   if (!operand) return {};
-  const Tensor& tensor = *operand;
-  STD_TORCH_CHECK(sizes_of(tensor) == sizes, "group_norm_silu: ", name, " has the wrong shape");
-  const int64_t last = tensor.dim() - 1;
-  if (sizes.back() > 1 && tensor.stride(last) != 1) {
-    *copy = torch::stable::contiguous(tensor);
-    return channel_vector(*copy, name, sizes, copy);
-  }
-  return {tensor.const_data_ptr(), last > 0 ? tensor.stride(0) : 0, dtype_of(tensor, name)};
+  STD_TORCH_CHECK(sizes_of(*operand) == sizes, "group_norm_silu: ", name, " has the wrong shape");
+  const int64_t last = operand->dim() - 1;
+  // An empty tensor is its own copy, whatever its strides.
+  *copy = sizes.back() > 1 && operand->stride(last) != 1 ? torch::stable::contiguous(*operand) : *operand;
+  return {copy->const_data_ptr(), last > 0 ? copy->stride(0) : 0, dtype_of(*copy, name)};
 }
 
 // The parameters of a call, and the copies that keep what they point to alive.

@@ -303,7 +303,8 @@ class Backward {
   // A block of dK and dV: the parts added up, in the element type.
   void write_keys(int64_t begun, int64_t i, int64_t first) const {
     const AttentionParams& p = b_.forward;
-    const int64_t unit = begun + i, keys = parts_ ? keys_of(p, sample(unit)) : 0, lanes = lanes_of(p.head_dim);
+    const int64_t unit = begun + i, keys = parts_ && p.heads ? keys_of(p, sample(unit)) : 0,
+                  lanes = lanes_of(p.head_dim);
     const Scratch<float> row(lanes);
     const auto write = [&](float* of_first_part, int64_t token, float factor, void* target) {
       for (int64_t d = 0; d < lanes; d += kLanes) {

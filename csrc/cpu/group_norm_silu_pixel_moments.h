@@ -180,9 +180,9 @@ class PixelPairSums {
     const double raw = squares + rows * bias_squares, mean = (sum + rows * bias) / count;
     const double m2 = raw + 2 * cross - mean * mean * count;
     // Up to 36 roundings an addend: the sums are off by less than 2^-18 of `raw`, the deviation by 2^-13 of itself, a
-    // sixteenth of what a bfloat16 shows. NaN is not exact.
+    // sixteenth of what a bfloat16 shows. NaN and infinity are not exact.
     constexpr double kLargestRatio = 64;
-    *exact &= raw <= kLargestRatio * m2;
+    *exact &= m2 < INFINITY && raw <= kLargestRatio * m2;
     return {mean, m2, count, kReachMargin * (std::sqrt(double(largest)) + largest_bias + std::abs(mean))};
   }
 

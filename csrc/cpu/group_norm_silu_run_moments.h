@@ -131,9 +131,9 @@ class PairSums {
     const double raw = squares_total_.total() + bias_squares_, mean = (total_.total() + bias_) / count;
     const double m2 = raw + cross_total_.total() - mean * mean * count;
     // Some ten roundings an addend: the sums are off by less than 2^-20 of `raw`, the deviation by 2^-13 of itself, a
-    // sixteenth of what a bfloat16 shows. NaN is not exact.
+    // sixteenth of what a bfloat16 shows. NaN and infinity are not exact.
     constexpr double kLargestRatio = 256;
-    *exact = raw <= kLargestRatio * m2;
+    *exact = m2 < INFINITY && raw <= kLargestRatio * m2;
     float lanes[kLanes], largest = 0;
     store(lanes, largest_squares_);
     for (float lane : lanes) largest = lane > largest ? lane : largest;

@@ -75,9 +75,10 @@ class Rows {
     const float per_channel = 1 / static_cast<float>(channels_), mean_square = sums.squares * per_channel;
     if (params_.rms) return {0, 0, mean_square};
     const float mean = sums.values * per_channel, variance = mean_square - mean * mean;
-    // Sums about zero do where that cancels next to nothing; NaN goes the long way.
+    // Sums about zero do where that cancels next to nothing; NaN and squares that overflow go the long way.
     constexpr float kLargestRatio = 2;
-    return mean_square <= kLargestRatio * variance ? Moments{mean, 0, variance} : moments_about(mean);
+    return variance < INFINITY && mean_square <= kLargestRatio * variance ? Moments{mean, 0, variance}
+                                                                          : moments_about(mean);
   }
 
   Moments moments_about(float center) const {

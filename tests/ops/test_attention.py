@@ -458,3 +458,14 @@ def test_wrong_arguments_to_the_raw_op_raise() -> None:
     ):
         with pytest.raises(RuntimeError, match="attention: "):
             torch.ops.fastdiff.attention(query, key, value, lengths, 1.0)
+
+
+@pytest.mark.parametrize("batch, queries, heads, keys", ((0, 3, 2, 5), (2, 0, 2, 5), (2, 3, 0, 5), (2, 3, 2, 0)))
+def test_gradients_of_a_sum_over_nothing(batch, queries, heads, keys) -> None:
+    """The gradient that a sum sends back has strides of 0."""
+    q = torch.randn(batch, queries, heads, 8, requires_grad=True)
+    k, v = (torch.randn(batch, keys, max(heads, 1), 8, requires_grad=True) for _ in range(2))
+    fastdiff.ops.attention(q, k, v).sum().backward()
+    for operand in (q, k, v):
+        assert operand.grad.shape == operand.shape
+        assert (operand.grad == 0).all()

@@ -42,3 +42,23 @@ def test_jvp_refuses_too() -> None:
     x = torch.randn(2, 16)
     with pytest.raises(NotImplementedError, match="forward-mode"):
         torch.func.jvp(ops.geglu, (x,), (x,))
+
+
+def test_jvp_of_a_gradient_refuses_too() -> None:
+    x = torch.randn(2, 16)
+
+    def gradient(t):
+        return torch.func.grad(lambda scale: (ops.geglu(t) * scale).sum())(torch.ones(()))
+
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(gradient, (x,), (x,))
+
+
+def test_gradients_pass_through_transforms() -> None:
+    """Inside of one, a tensor does not tell that a gradient is asked for outside."""
+    x = torch.randn(3, 8, requires_grad=True)
+    (want,) = torch.autograd.grad(ops.geglu(x).sum(), x)
+    (of_gradient,) = torch.autograd.grad(torch.func.grad(lambda s: (ops.geglu(x) * s).sum())(torch.ones(())), x)
+    assert torch.equal(of_gradient, want)
+    (of_vmap,) = torch.autograd.grad(torch.vmap(ops.geglu)(x[:, None]).sum(), x)
+    assert torch.equal(of_vmap, want)

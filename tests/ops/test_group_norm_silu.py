@@ -174,6 +174,14 @@ def test_time_bias_that_cancels_every_other_channel(device: Backend) -> None:
         assert (rstd * (exact + 1e-5).sqrt() - 1).abs().max() < 5e-5
 
 
+def test_squares_that_overflow() -> None:
+    """The deviations are far from it."""
+    for layout in LAYOUTS:
+        x = make_input((1, 32, 16, 16), torch.bfloat16, layout, "cpu", mean=1e20, std=8e17)
+        y = fastdiff.ops.group_norm_silu(x, 8, activation="identity")
+        torch.testing.assert_close(y.double(), define(x, 8, {}, torch.float64, silu=False), rtol=1e-2, atol=1e-2)
+
+
 def test_outlier_does_not_spoil_the_statistics(device: Backend) -> None:
     """Shifting the sums by their first element would cost four digits here."""
     x = torch.randn(1, 8, 64, 64, device=device.device)

@@ -98,6 +98,13 @@ def test_definition_is_the_formula() -> None:
         torch.testing.assert_close(y, normed * (1 + o["scale"]) + o["shift"])
 
 
+def test_squares_that_overflow() -> None:
+    """The deviations are far from it."""
+    x = 1e18 + 1e17 * torch.randn(1, 4, 1024)
+    y = ops.layer_norm_modulate(x, torch.zeros(1, 1024), torch.zeros(1, 1024))[0]
+    torch.testing.assert_close(y, torch.nn.functional.layer_norm(x, (1024,)), rtol=1e-4, atol=1e-4)
+
+
 def test_mean_far_from_zero(device: Backend) -> None:
     operands = make((2, 9, 200), names=(), mean=1000.0)
     exact = reference.layer_norm_modulate(**{name: v.double() for name, v in operands.items()})[0]
