@@ -51,7 +51,7 @@ def test_content_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):
     assert calls == ["fsync", "replace", "fsync"]  # the file, the rename, the folder
 
 
-@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has SIGKILL")
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.07])
 def test_file_is_whole_when_the_writer_is_killed(tmp_path, delay):
     path = tmp_path / "file"

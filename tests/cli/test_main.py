@@ -56,7 +56,7 @@ def test_interrupt_is_130_and_a_bug_stays_a_traceback(monkeypatch, capsys):
         main(["doctor"])
 
 
-@pytest.mark.skipif(os.name != "posix", reason="pipes")
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX pipe")
 def test_a_reader_that_goes_away_is_no_error(script):
     reading, writing = os.pipe()
     os.close(reading)

@@ -129,7 +129,7 @@ def test_full_disk_is_one_line_and_keeps_the_checkpoint(script, tmp_path):
 
 
 @needs_extension
-@pytest.mark.skipif(os.name != "posix", reason="SIGINT")
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX sends SIGINT to a process")
 def test_ctrl_c_keeps_the_last_checkpoint(script, tmp_path):
     command = [script, "train", *TINY, "--output", str(tmp_path), "--lr-schedule", "constant"]
     process = subprocess.Popen(

@@ -72,7 +72,7 @@ def tensors(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has SIGKILL")
 def test_killed_and_resumed_run_is_bit_identical(tmp_path):
     whole = start(tmp_path / "whole")
     whole.communicate()
