@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,18 +25,22 @@ def call(op: torch._ops.OpOverload, *arguments: Any) -> Any:
         )
     # Inside a transform of torch.func a tensor tells of the innermost level only.
     transformed = torch._C._functorch.maybe_current_level() is not None
-    if transformed or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(arguments))):
+    if transformed or asks_for_gradient(_tensors(arguments)):
         return op(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)
 
 
-def _tensors(arguments: tuple[Any, ...]) -> Iterator[Tensor]:
+def asks_for_gradient(tensors: Iterable[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
     for argument in arguments:
         if isinstance(argument, Tensor):
             yield argument
         elif isinstance(argument, list | tuple):
-            yield from _tensors(tuple(argument))
+            yield from _tensors(argument)
 
 
 def _has_tangent(tensor: Tensor) -> bool:

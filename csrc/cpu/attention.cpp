@@ -92,22 +92,23 @@ FASTDIFF_INLINE void exponentiate(float* scores, int64_t vectors, Int valid, Sof
     earlier[r] = as_before ? 1 : power_of_two_or_zero(broadcast(before - shift[r]))[0];
     softmax[r].top = now;
   }
-  int64_t i = 0;
-  for (; i + kPack <= vectors * kLanes; i += kPack)
+  const auto power_at = [&](int r, int64_t i) FASTDIFF_INLINE_LAMBDA {
+    return power_of_two_or_zero<Number>(load(scores + r * kKeyBlock + i) - shift[r]);
+  };
+  // Narrower numbers fall behind what is still to be read.
+  const auto numbers = [&](int r) FASTDIFF_INLINE_LAMBDA { return reinterpret_cast<Number*>(scores + r * kKeyBlock); };
+  for (int64_t i = 0; i < vectors / 2 * kPack; i += kPack)
 #pragma GCC unroll 4
     for (int r = 0; r < kRowsAtOnce; r++) {
-      float* row = scores + r * kKeyBlock;
-      const Pack e = {power_of_two_or_zero<Number>(load(row + i) - shift[r]),
-                      power_of_two_or_zero<Number>(load(row + i + kLanes) - shift[r])};
-      store_in_order(reinterpret_cast<Number*>(row) + i, e);  // narrower numbers fall behind what is still to be read
+      const Pack e = {power_at(r, i), power_at(r, i + kLanes)};
+      store_in_order(numbers(r) + i, e);
       sum[r] += e.first + e.second;
     }
-  for (; i <= last; i += kLanes)
+  if (vectors % 2)
 #pragma GCC unroll 4
     for (int r = 0; r < kRowsAtOnce; r++) {
-      float* row = scores + r * kKeyBlock;
-      const Float e = power_of_two_or_zero<Number>(load(row + i) - shift[r]);
-      store_in_order(reinterpret_cast<Number*>(row) + i, e);
+      const Float e = power_at(r, last);
+      store_in_order(numbers(r) + last, e);
       sum[r] += e;
     }
   store(sums, across_lanes(sum, add_lanes));
@@ -146,7 +147,7 @@ class Block {
  private:
   void add_keys(const AttentionParams& p, const PackedHead<E>& packed, int64_t block, int64_t count, int64_t rows) {
     const int64_t vectors = ceil_div(count, kLanes);
-    multiply<false>(query_.left(), rows, packed.key_block(p, block), depth_, vectors, scores_, kKeyBlock,
+    multiply<false>(query_.left(), rows, packed.key_block(p, block), depth_, count, scores_, kKeyBlock,
                     p.scale * kLog2e);
     const Int valid = valid_lanes(count);
     float earlier[kQueryBlock];
@@ -155,8 +156,8 @@ class Block {
     if (block > 0) rescale_output(earlier, rows);
     const Left<E, kKeyBlock> probabilities{reinterpret_cast<const E*>(static_cast<float*>(scores_))};
     const auto add_values = block > 0 ? multiply<true, Left<E, kKeyBlock>> : multiply<false, Left<E, kKeyBlock>>;
-    add_values(probabilities, rows, packed.value_block(p, block), ceil_div(count, kTerms<E>), columns_ / kLanes,
-               output_, columns_, 1);
+    add_values(probabilities, rows, packed.value_block(p, block), ceil_div(count, kTerms<E>), p.head_dim, output_,
+               columns_, 1);
   }
 
   void rescale_output(const float* factors, int64_t rows) {

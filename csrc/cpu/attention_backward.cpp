@@ -217,7 +217,7 @@ class QueryBlock {
   // sums (rows, head_dim) += a (rows, depth) * b
   template <class Matrix>
   void accumulate(const Matrix& a, int64_t rows, const E* b, int64_t depth, float* sums, bool add) const {
-    const auto product = add ? multiply_columns<true, Matrix> : multiply_columns<false, Matrix>;
+    const auto product = add ? multiply<true, Matrix> : multiply<false, Matrix>;
     product(a, rows, b, depth, head_dim_, sums, lanes_, 1);
   }
 
@@ -243,7 +243,7 @@ class Backward {
         query_blocks_(ceil_div(b.forward.query_length, kQueries<E>)),
         packed_size_(key_blocks_ * KeyBlock<E>::size(b.forward)),
         sums_size_(KeySums::size(b.forward)),
-        parts_(minimum(ceil_div(b.forward.query_length, kPartQueries),
+        parts_(minimum(b.forward.heads ? ceil_div(b.forward.query_length, kPartQueries) : 0,
                        at_least_1(kPartElements / at_least_1(sums_size_)))),
         together_(at_least_1(
             minimum(kTogetherElements / at_least_1(packed_size_ + sums_size_), units_ * parts_ / wanted_items()))),
@@ -303,8 +303,7 @@ class Backward {
   // A block of dK and dV: the parts added up, in the element type.
   void write_keys(int64_t begun, int64_t i, int64_t first) const {
     const AttentionParams& p = b_.forward;
-    const int64_t unit = begun + i, keys = parts_ && p.heads ? keys_of(p, sample(unit)) : 0,
-                  lanes = lanes_of(p.head_dim);
+    const int64_t unit = begun + i, keys = keys_of(p, sample(unit)), lanes = lanes_of(p.head_dim);
     const Scratch<float> row(lanes);
     const auto write = [&](float* of_first_part, int64_t token, float factor, void* target) {
       for (int64_t d = 0; d < lanes; d += kLanes) {

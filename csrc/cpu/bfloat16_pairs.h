@@ -43,7 +43,6 @@ constexpr bool kHalfVectors = true;
 #else
 constexpr bool kHalfVectors = false;
 #endif
-typedef float HalfFloat __attribute__((vector_size(kLanes * 2)));
 typedef uint32_t HalfUInt __attribute__((vector_size(kLanes * 2)));
 
 FASTDIFF_INLINE HalfFloat multiply_add(HalfFloat a, HalfFloat b, HalfFloat sum) { return sum + a * b; }

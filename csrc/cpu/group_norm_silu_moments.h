@@ -3,6 +3,8 @@
 
 #include <cmath>
 
+#include "cpu/bfloat16_pairs.h"
+
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {
 
@@ -28,6 +30,34 @@ constexpr double kReachMargin = 1.001;
 
 // A difference of sums may fall below zero by rounding; NaN passes.
 inline double not_negative(double value) { return value < 0 ? 0 : value; }
+
+inline float largest_lane(Float v) {
+  float lanes[kLanes], largest = 0;
+  store(lanes, v);
+  for (float lane : lanes) largest = lane > largest ? lane : largest;
+  return largest;
+}
+
+// Sums about zero over `count` numbers x + time_bias: of them, of x^2 + time_bias^2 and of 2 * x * time_bias; and what
+// none of them exceeds.
+struct SumsAboutZero {
+  double count, sum, squares, cross, farthest;
+
+  // The moments; `exact` tells whether the squares exceed the squared deviations by no more than `largest_ratio`, which
+  // rounding allows. NaN and infinity are not exact.
+  Moments moments(double largest_ratio, bool* exact) const {
+    const double mean = sum / count, m2 = squares + cross - mean * mean * count;
+    *exact = m2 < INFINITY && squares <= largest_ratio * m2;
+    return {mean, m2, count, kReachMargin * (farthest + std::abs(mean))};
+  }
+};
+
+// The first `count` elements of fewer than a pack, and zeros.
+inline UInt load_first_pairs(const BFloat16* source, int64_t count) {
+  BFloat16 rest[kPack] = {};
+  std::memcpy(rest, source, count * sizeof(BFloat16));
+  return load(reinterpret_cast<const BFloat16Pair*>(rest));
+}
 
 }  // namespace
 }  // namespace fastdiff::cpu::FASTDIFF_ISA

@@ -1,7 +1,6 @@
 // Moments of a block of group_norm_silu where channels come last: its pixels are rows in memory, and hold all groups.
 #pragma once
 
-#include "cpu/bfloat16_pairs.h"
 #include "cpu/group_norm_silu_common.h"
 #include "cpu/group_norm_silu_moments.h"
 
@@ -161,7 +160,7 @@ class PixelPairSums {
   }
 
   // The moments of x + time_bias in channels [first, first + width), where rounding leaves them digits enough for a
-  // bfloat16 result; else `exact` becomes false.
+  // bfloat16 result; else `exact` is false.
   Moments moments(int64_t first, int64_t width, const float* time_bias, bool* exact) const {
     double sum = 0, squares = 0, cross = 0, bias = 0, bias_squares = 0, largest_bias = 0;
     float largest = 0;
@@ -176,14 +175,13 @@ class PixelPairSums {
       largest_bias = larger(largest_bias, larger(std::abs(b0), std::abs(b1)));
       largest = largest > largest_squares_[pair] ? largest : largest_squares_[pair];
     }
-    const double rows = static_cast<double>(rows_), count = rows * static_cast<double>(width);
-    const double raw = squares + rows * bias_squares, mean = (sum + rows * bias) / count;
-    const double m2 = raw + 2 * cross - mean * mean * count;
-    // Up to 36 roundings an addend: the sums are off by less than 2^-18 of `raw`, the deviation by 2^-13 of itself, a
-    // sixteenth of what a bfloat16 shows. NaN and infinity are not exact.
+    // Up to 36 roundings an addend: the sums are off by less than 2^-18 of the squares, the deviation by 2^-13 of
+    // itself, a sixteenth of what a bfloat16 shows.
     constexpr double kLargestRatio = 64;
-    *exact &= m2 < INFINITY && raw <= kLargestRatio * m2;
-    return {mean, m2, count, kReachMargin * (std::sqrt(double(largest)) + largest_bias + std::abs(mean))};
+    const double rows = static_cast<double>(rows_);
+    const SumsAboutZero sums = {rows * static_cast<double>(width), sum + rows * bias, squares + rows * bias_squares,
+                                2 * cross, std::sqrt(double(largest)) + largest_bias};
+    return sums.moments(kLargestRatio, exact);
   }
 
  private:
@@ -204,7 +202,8 @@ class PixelPairSums {
 #pragma GCC unroll 4
       for (int i = 0; i < kPacks; i++) {
         prefetch(source + i * kPack + kStripPixels * stride);
-        const UInt pairs = whole ? load(reinterpret_cast<const BFloat16Pair*>(source + i * kPack)) : load_last(source);
+        const UInt pairs = whole ? load(reinterpret_cast<const BFloat16Pair*>(source + i * kPack))
+                                 : load_first_pairs(source, channels_ % kPack);
         first[i] = multiply_add(pairs, one_and_zero, first[i]);
         second[i] += (Float)(pairs & 0xffff0000u);
         squares[i] = multiply_add(pairs, pairs, squares[i]);
@@ -217,12 +216,6 @@ class PixelPairSums {
       store(sums + pairs_, load(sums + pairs_) + second[i]);
       store(sums + 2 * pairs_, load(sums + 2 * pairs_) + squares[i]);
     }
-  }
-
-  UInt load_last(const BFloat16* source) const {
-    BFloat16 rest[kPack] = {};
-    std::memcpy(rest, source, channels_ % kPack * sizeof(BFloat16));
-    return load(reinterpret_cast<const BFloat16Pair*>(rest));
   }
 
   void flush() {
@@ -249,7 +242,7 @@ void block_moments(const GroupNormSiluParams& p, const T* x, int64_t rows, const
     if (exact) {
       PixelPairSums sums(p.channels);
       sums.add_rows(x, rows, p.x.stride);
-      for (int64_t g = 0; g < p.groups; g++) groups[g] = sums.moments(g * width, width, time_bias, &exact);
+      for (int64_t g = 0; g < p.groups && exact; g++) groups[g] = sums.moments(g * width, width, time_bias, &exact);
       if (exact) return;
     }
   }

@@ -1,7 +1,6 @@
 // Moments of a block of group_norm_silu where channels come first: its channels are runs in memory.
 #pragma once
 
-#include "cpu/bfloat16_pairs.h"
 #include "cpu/group_norm_silu_common.h"
 #include "cpu/group_norm_silu_moments.h"
 
@@ -36,10 +35,7 @@ class ShiftedSums {
   // No |x - center| was larger: one square is no more than the sum it went into.
   double reach() {
     flush();
-    float lanes[kLanes], largest = 0;
-    store(lanes, largest_squares_);
-    for (float lane : lanes) largest = lane > largest ? lane : largest;
-    return kReachMargin * std::sqrt(double(largest));
+    return kReachMargin * std::sqrt(double(largest_lane(largest_squares_)));
   }
 
  private:
@@ -128,16 +124,13 @@ class PairSums {
   // The moments, where rounding leaves them digits enough for a bfloat16 result; else `exact` is false.
   Moments moments(double count, bool* exact) {
     flush();
-    const double raw = squares_total_.total() + bias_squares_, mean = (total_.total() + bias_) / count;
-    const double m2 = raw + cross_total_.total() - mean * mean * count;
-    // Some ten roundings an addend: the sums are off by less than 2^-20 of `raw`, the deviation by 2^-13 of itself, a
-    // sixteenth of what a bfloat16 shows. NaN and infinity are not exact.
+    // Some ten roundings an addend: the sums are off by less than 2^-20 of the squares, the deviation by 2^-13 of
+    // itself, a sixteenth of what a bfloat16 shows.
     constexpr double kLargestRatio = 256;
-    *exact = m2 < INFINITY && raw <= kLargestRatio * m2;
-    float lanes[kLanes], largest = 0;
-    store(lanes, largest_squares_);
-    for (float lane : lanes) largest = lane > largest ? lane : largest;
-    return {mean, m2, count, kReachMargin * (std::sqrt(double(largest)) + largest_bias_ + std::abs(mean))};
+    const double farthest = std::sqrt(double(largest_lane(largest_squares_))) + largest_bias_;
+    const SumsAboutZero sums = {count, total_.total() + bias_, squares_total_.total() + bias_squares_,
+                                cross_total_.total(), farthest};
+    return sums.moments(kLargestRatio, exact);
   }
 
  private:
@@ -157,11 +150,7 @@ class PairSums {
       for (int chain = 0; chain < kChains; chain++) add(chain, pack_at(i + chain * kPack));
     }
     for (; i + kPack <= count; i += kPack) add(0, pack_at(i));
-    if (i < count) {
-      BFloat16 rest[kPack] = {};
-      std::memcpy(rest, x + i, (count - i) * sizeof(BFloat16));
-      add(1, load(reinterpret_cast<const BFloat16Pair*>(rest)));
-    }
+    if (i < count) add(1, load_first_pairs(x + i, count - i));
     Float sum = {};
 #pragma GCC unroll 8
     for (int chain = 0; chain < kChains; chain++) {

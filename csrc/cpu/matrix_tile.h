@@ -119,8 +119,8 @@ FASTDIFF_INLINE void for_each_tile(int64_t rows, int64_t vectors, const Visit& v
 // c (rows, columns) = factor * a (rows, depth) * b, or c + that; b is packed in panels of depth rows. Of the columns
 // that fill up the last vector, half are left out where they can be.
 template <bool kAdd, class Matrix>
-void multiply_columns(const Matrix& a, int64_t rows, const typename Matrix::Element* b, int64_t depth, int64_t columns,
-                      float* c, int64_t c_stride, float factor = 1) {
+void multiply(const Matrix& a, int64_t rows, const typename Matrix::Element* b, int64_t depth, int64_t columns,
+              float* c, int64_t c_stride, float factor = 1) {
   const int64_t vectors = ceil_div(columns, kLanes);
   const bool half = vectors * kLanes - columns >= kLanes / 2;
   for_each_tile(rows, vectors, [&](auto count, auto width, int64_t r, int64_t first) FASTDIFF_INLINE_LAMBDA {
@@ -133,13 +133,6 @@ void multiply_columns(const Matrix& a, int64_t rows, const typename Matrix::Elem
       multiply_tile_in_parts<kRows, kWidth, kAdd>(a.from(r, 0), panel, depth, factor, target, c_stride);
     }
   });
-}
-
-// The same for whole vectors of columns.
-template <bool kAdd, class Matrix>
-void multiply(const Matrix& a, int64_t rows, const typename Matrix::Element* b, int64_t depth, int64_t vectors,
-              float* c, int64_t c_stride, float factor = 1) {
-  multiply_columns<kAdd>(a, rows, b, depth, vectors * kLanes, c, c_stride, factor);
 }
 
 // One element of two neighbours, of which the second may not be there: then it is zero.

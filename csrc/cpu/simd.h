@@ -48,6 +48,7 @@ FASTDIFF_INLINE Float load(const float* source) {
 
 FASTDIFF_INLINE void store(float* target, Float v) { std::memcpy(target, &v, sizeof v); }
 
+typedef float HalfFloat __attribute__((vector_size(2 * kLanes)));
 typedef double Double __attribute__((vector_size(4 * kLanes)));
 
 // The lanes in float64: the lower half of them, and the upper.
@@ -56,8 +57,7 @@ struct WideFloat {
 };
 
 FASTDIFF_INLINE WideFloat widened(Float v) {
-  typedef float Half __attribute__((vector_size(2 * kLanes)));
-  Half halves[2];
+  HalfFloat halves[2];
   std::memcpy(halves, &v, sizeof v);
   return {__builtin_convertvector(halves[0], Double), __builtin_convertvector(halves[1], Double)};
 }

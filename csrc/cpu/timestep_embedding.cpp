@@ -19,7 +19,6 @@ constexpr int64_t kSerialChannels = 16384;
 
 constexpr int kHalfLanes = kLanes / 2;
 typedef int64_t Long __attribute__((vector_size(4 * kLanes)));
-typedef float HalfFloat __attribute__((vector_size(2 * kLanes)));
 
 // An angle in turns, brought to [-1/4, 1/4] without changing its sine.
 FASTDIFF_INLINE HalfFloat reduce(Double turns) {

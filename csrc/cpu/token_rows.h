@@ -71,20 +71,25 @@ template <class T, class Row>
 FASTDIFF_INLINE void for_each_sum(const GateResidualParams& p, int64_t sample, int64_t token, const Converted<T>& gate,
                                   const Row& row) {
   const T* x = row_of<T>(p.x, sample, token);
+  const auto branch = [&](int64_t i, int n) FASTDIFF_INLINE_LAMBDA {
+    prefetch(x + i + p.x.token_stride);
+    return read(x, i, n);
+  };
   if (!p.residual.data) {
-    for_each_pack(p.channels, [&](int64_t i, int n) FASTDIFF_INLINE_LAMBDA { row(i, n, read(x, i, n)); });
+    for_each_pack(p.channels, [&](int64_t i, int n) FASTDIFF_INLINE_LAMBDA { row(i, n, branch(i, n)); });
     return;
   }
-  const T* residual = row_of<T>(p.residual, sample, token);
+  const T* stem = row_of<T>(p.residual, sample, token);
+  const auto residual = [&](int64_t i, int n) FASTDIFF_INLINE_LAMBDA {
+    prefetch(stem + i + p.residual.token_stride);
+    return read(stem, i, n);
+  };
   if (gate) {
-    for_each_pack(p.channels, [&](int64_t i, int n) FASTDIFF_INLINE_LAMBDA {
-      prefetch(residual + i + p.residual.token_stride);
-      prefetch(x + i + p.x.token_stride);
-      row(i, n, read(residual, i, n) + gate[i] * read(x, i, n));
-    });
+    for_each_pack(p.channels,
+                  [&](int64_t i, int n) FASTDIFF_INLINE_LAMBDA { row(i, n, residual(i, n) + gate[i] * branch(i, n)); });
   } else {
     for_each_pack(p.channels,
-                  [&](int64_t i, int n) FASTDIFF_INLINE_LAMBDA { row(i, n, read(residual, i, n) + read(x, i, n)); });
+                  [&](int64_t i, int n) FASTDIFF_INLINE_LAMBDA { row(i, n, residual(i, n) + branch(i, n)); });
   }
 }
 

@@ -112,7 +112,7 @@ def _check_tables(tables, batch, rows, head_dim) -> None:
                 f"the last size of {name} must be even and at most {head_dim}, the elements of a head, "
                 f"got {table.shape[-1]}"
             )
-        if table.requires_grad and torch.is_grad_enabled() and not _switch.reference_depth:
+        if _dispatch.asks_for_gradient((table,)) and not _switch.reference_depth:
             raise ValueError(f"{name} must not require a gradient: detach it, or run fastdiff.use_reference()")
     (_, cos), (_, sin) = tables
     if sin.shape[-1] != cos.shape[-1]:

@@ -111,10 +111,8 @@ def sampler_step_(
     _check(sample, prediction, coefficients, step, uncond_prediction, history, seeds, threshold, model_out)
     if model_out is sample:
         raise ValueError("model_out must be another tensor than sample, which takes the result")
-    if torch.is_grad_enabled():
-        tensors = (sample, prediction, coefficients, uncond_prediction, *history)
-        if any(tensor is not None and tensor.requires_grad for tensor in tensors):
-            raise RuntimeError("sampler_step_ has no gradient: use sampler_step, or torch.no_grad()")
+    if _dispatch.asks_for_gradient((sample, prediction, coefficients, uncond_prediction, *history)):
+        raise RuntimeError("sampler_step_ has no gradient: use sampler_step, or torch.no_grad()")
     if _switch.reference_depth:
         reference.sampler_step_(
             sample,
