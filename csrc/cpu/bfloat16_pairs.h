@@ -25,8 +25,6 @@ FASTDIFF_INLINE UInt broadcast(BFloat16Pair pair) {
   return bits - UInt{};
 }
 
-FASTDIFF_INLINE Float multiply_add(Float a, Float b, Float sum) { return sum + a * b; }
-
 // sum + a.first * b.first + a.second * b.second in every lane.
 FASTDIFF_INLINE Float multiply_add(UInt a, UInt b, Float sum) {
 #if defined(__AVX512BF16__)

@@ -50,7 +50,7 @@ class Rows {
     for (int64_t i = 0; i < lanes_of_row(channels_); i += kPack) {
       const Pack factor = scale_[i] + broadcast(1);
       store_lanes(gain_, i, weight_[i] * factor);
-      store_lanes(offset_, i, bias_[i] * factor + shift_[i]);
+      store_lanes(offset_, i, multiply_add(bias_[i], factor, shift_[i]));
     }
   }
 
@@ -66,7 +66,7 @@ class Rows {
       if (sum) write<kStream>(sum, i, count, v);
       store_lanes(row_, i, v);
       values = values + v;
-      squares = squares + v * v;
+      squares = multiply_add(v, v, squares);
     });
     return {sum_of_lanes(values), sum_of_lanes(squares)};
   }
@@ -87,7 +87,7 @@ class Rows {
     for_each_pack(channels_, [&](int64_t i, int count) FASTDIFF_INLINE_LAMBDA {
       const Pack deviation = keep<T>(load_lanes(row_, i) - mean, count);
       total = total + deviation;
-      squares = squares + deviation * deviation;
+      squares = multiply_add(deviation, deviation, squares);
     });
     const float per_channel = 1 / static_cast<float>(channels_), correction = sum_of_lanes(total) * per_channel;
     return {center, correction, sum_of_lanes(squares) * per_channel - correction * correction};
@@ -98,7 +98,7 @@ class Rows {
     const Float mean = broadcast(moments.mean), correction = broadcast(moments.correction), slope = broadcast(rstd);
     for_each_pack(channels_, [&](int64_t i, int count) FASTDIFF_INLINE_LAMBDA {
       const Pack normalised = (load_lanes(row_, i) - mean - correction) * slope;
-      write<kStream>(y, i, count, normalised * load_lanes(gain_, i) + load_lanes(offset_, i));
+      write<kStream>(y, i, count, multiply_add(normalised, load_lanes(gain_, i), load_lanes(offset_, i)));
     });
   }
 

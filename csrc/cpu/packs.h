@@ -16,6 +16,10 @@ FASTDIFF_INLINE Pack operator+(Pack a, Float b) { return {a.first + b, a.second 
 FASTDIFF_INLINE Pack operator-(Pack a, Float b) { return {a.first - b, a.second - b}; }
 FASTDIFF_INLINE Pack operator*(Pack a, Float b) { return {a.first * b, a.second * b}; }
 
+FASTDIFF_INLINE Pack multiply_add(Pack a, Pack b, Pack sum) {
+  return {multiply_add(a.first, b.first, sum.first), multiply_add(a.second, b.second, sum.second)};
+}
+
 FASTDIFF_INLINE float sum_of_lanes(Pack v) {
   return across_lanes(v.first + v.second, [](Float a, Float b) FASTDIFF_INLINE_LAMBDA { return a + b; })[0];
 }

@@ -63,8 +63,9 @@ class Heads {
     const TableRow cos(params_, params_.cos, sample, token), sin(params_, params_.sin, sample, token);
     for (int i = 0; i < pieces_.count(); i++) {
       const Piece& piece = pieces_[i];
-      store_lanes(own_, i, load_lanes(weight_, i) * cos.template read<T>(piece.offset, piece.count, 1));
-      store_lanes(other_, i, load_lanes(partner_weight_, i) * sin.template read<T>(piece.offset, piece.count, 0));
+      store_lanes(own_, i * kPack, load_lanes(weight_, i * kPack) * cos.template read<T>(piece.offset, piece.count, 1));
+      store_lanes(other_, i * kPack,
+                  load_lanes(partner_weight_, i * kPack) * sin.template read<T>(piece.offset, piece.count, 0));
     }
   }
 
@@ -89,7 +90,7 @@ class Heads {
     for (int h = 0; h < kHeads; h++)
       for (int i = 0; i < count; i++) {
         const Pack v = read<kWhole>(x + h * x_stride, pieces[i].offset, pieces[i].count);
-        squares[h] = squares[h] + v * v;
+        squares[h] = multiply_add(v, v, squares[h]);
       }
     Float rstd[kHeads];
 #pragma GCC unroll 8
@@ -102,9 +103,9 @@ class Heads {
         const Piece piece = pieces[i];
         const Pack own = read<kWhole>(x, piece.offset, piece.count);
         const Pack other = partner_of<kInterleaved, kWhole>(x, piece, own);
-        write<kWhole, kStream>(
-            y, piece.offset, piece.count,
-            (own * rstd[h]) * load_lanes(own_factors, i) + (other * rstd[h]) * load_lanes(other_factors, i));
+        write<kWhole, kStream>(y, piece.offset, piece.count,
+                               multiply_add(own * rstd[h], load_lanes(own_factors, i * kPack),
+                                            (other * rstd[h]) * load_lanes(other_factors, i * kPack)));
       }
   }
 

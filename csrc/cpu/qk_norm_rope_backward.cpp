@@ -57,10 +57,10 @@ class Gradients {
     const TableRow cos(params_, params_.cos, sample, token), sin(params_, params_.sin, sample, token);
     for (int i = 0; i < pieces_.count(); i++) {
       const Piece& piece = pieces_[i];
-      store_lanes(own_, i, cos.template read<T>(piece.offset, piece.count, 1));
+      store_lanes(own_, i * kPack, cos.template read<T>(piece.offset, piece.count, 1));
       Pack of_partner = sin.template read<T>(piece.partner, piece.count, 0);
       if (kInterleaved) of_partner = swap_pairs<T>(of_partner);
-      store_lanes(other_, i, load_lanes(partner_sign_, i) * of_partner);
+      store_lanes(other_, i * kPack, load_lanes(partner_sign_, i * kPack) * of_partner);
     }
   }
 
@@ -76,19 +76,19 @@ class Gradients {
       const Pack own = read<kWhole>(dy, piece.offset, piece.count);
       const Pack other = partner_of<kInterleaved, kWhole>(dy, piece, own);
       const Pack v = read<kWhole>(x, piece.offset, piece.count);
-      const Pack dz = own * load_lanes(own_factors, i) + other * load_lanes(other_factors, i);
-      store_lanes(kept_dz, i, dz);
-      squares = squares + v * v;
-      products = products + dz * load_lanes(weights, i) * v;
+      const Pack dz = own * load_lanes(own_factors, i * kPack) + other * load_lanes(other_factors, i * kPack);
+      store_lanes(kept_dz, i * kPack, dz);
+      squares = multiply_add(v, v, squares);
+      products = products + dz * load_lanes(weights, i * kPack) * v;
     }
     const float per_element = 1 / static_cast<float>(params_.head_dim);
     const float rstd = 1 / std::sqrt(sum_of_lanes(squares) * per_element + params_.eps);
     const Float scale = broadcast(rstd), slope = broadcast(-rstd * (sum_of_lanes(products) * per_element * rstd));
     for (int i = 0; i < count; i++) {
       const Piece piece = pieces[i];
-      const Pack xhat = read<kWhole>(x, piece.offset, piece.count) * scale, dz = load_lanes(kept_dz, i);
-      write<kWhole, false>(dx, piece.offset, piece.count, dz * load_lanes(weights, i) * scale + xhat * slope);
-      store_lanes(dweight, i, load_lanes(dweight, i) + dz * xhat);
+      const Pack xhat = read<kWhole>(x, piece.offset, piece.count) * scale, dz = load_lanes(kept_dz, i * kPack);
+      write<kWhole, false>(dx, piece.offset, piece.count, dz * load_lanes(weights, i * kPack) * scale + xhat * slope);
+      store_lanes(dweight, i * kPack, load_lanes(dweight, i * kPack) + dz * xhat);
     }
   }
 

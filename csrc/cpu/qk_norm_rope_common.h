@@ -7,8 +7,8 @@
 #include "common/qk_norm_rope.h"
 #include "cpu/element_type.h"
 #include "cpu/integers.h"
+#include "cpu/packs.h"
 #include "cpu/scratch.h"
-#include "cpu/simd.h"
 #include "cpu/threads.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
@@ -89,24 +89,10 @@ FASTDIFF_INLINE Pack partner_of(const T* head, const Piece& piece, Pack own) {
   }
 }
 
-// What rounds to bfloat16 by addition keeps only NaNs whose low bits are clear; weights and tables may hold any.
-FASTDIFF_INLINE Float canonical(Float v) { return v == v ? v : broadcast(NAN); }
-
-template <int kFirst, size_t... kLane>
-FASTDIFF_INLINE Float every_second_lane(Float low, Float high, std::index_sequence<kLane...>) {
-  return __builtin_shufflevector(low, high, (2 * kLane + kFirst)...);
-}
-
 // kPack floats, arranged as load_pack arranges as many elements of type T.
 template <class T>
 FASTDIFF_INLINE Pack arrange(const float* values) {
-  const Float low = canonical(load(values)), high = canonical(load(values + kLanes));
-  if constexpr (lane_of<T>(1) == kLanes) {
-    constexpr auto lanes = std::make_index_sequence<kLanes>{};
-    return {every_second_lane<0>(low, high, lanes), every_second_lane<1>(low, high, lanes)};
-  } else {
-    return {low, high};
-  }
+  return canonical(load_pack_as<T>(values));
 }
 
 inline float load_weight(const NormRopeHeads& heads, int64_t index) {
@@ -163,23 +149,6 @@ class TableRow {
   const float* values_;
   int64_t length_;
 };
-
-FASTDIFF_INLINE Pack load_lanes(const float* lanes, int piece) {
-  return {load(lanes + piece * kPack), load(lanes + piece * kPack + kLanes)};
-}
-
-FASTDIFF_INLINE void store_lanes(float* lanes, int piece, Pack v) {
-  store(lanes + piece * kPack, v.first);
-  store(lanes + piece * kPack + kLanes, v.second);
-}
-
-FASTDIFF_INLINE Pack operator*(Pack a, Pack b) { return {a.first * b.first, a.second * b.second}; }
-FASTDIFF_INLINE Pack operator*(Pack a, Float b) { return {a.first * b, a.second * b}; }
-FASTDIFF_INLINE Pack operator+(Pack a, Pack b) { return {a.first + b.first, a.second + b.second}; }
-
-FASTDIFF_INLINE float sum_of_lanes(Pack v) {
-  return across_lanes(v.first + v.second, [](Float a, Float b) FASTDIFF_INLINE_LAMBDA { return a + b; })[0];
-}
 
 template <class T>
 const T* head_at(const AttentionOperand& operand, int64_t sample, int64_t token, int64_t head) {

@@ -85,8 +85,9 @@ FASTDIFF_INLINE void for_each_sum(const GateResidualParams& p, int64_t sample, i
     return read(stem, i, n);
   };
   if (gate) {
-    for_each_pack(p.channels,
-                  [&](int64_t i, int n) FASTDIFF_INLINE_LAMBDA { row(i, n, residual(i, n) + gate[i] * branch(i, n)); });
+    for_each_pack(p.channels, [&](int64_t i, int n) FASTDIFF_INLINE_LAMBDA {
+      row(i, n, multiply_add(gate[i], branch(i, n), residual(i, n)));
+    });
   } else {
     for_each_pack(p.channels,
                   [&](int64_t i, int n) FASTDIFF_INLINE_LAMBDA { row(i, n, residual(i, n) + branch(i, n)); });
