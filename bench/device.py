@@ -13,6 +13,7 @@ import torch
 from bench.timing import Call
 
 _FALLBACK_CACHE_BYTES = 64 << 20
+_QUEUE_CYCLES = 1_000_000  # of the GPU's clock: half a millisecond or more
 
 
 class Device(Protocol):
@@ -79,6 +80,9 @@ class CudaDevice:
         self._stop = torch.cuda.Event(enable_timing=True)
 
     def measure(self, call: Call) -> float:
+        """What the device needs: it waits until all of the call is queued, else small kernels would be timed by how
+        fast Python launches them."""
+        torch.cuda._sleep(_QUEUE_CYCLES)
         self._start.record()
         result = call()
         self._stop.record()

@@ -39,7 +39,7 @@ class TokenOperands {
 
  private:
   TokenOperand strided(const Tensor& tensor, const char* name, int64_t last) {
-    if (tensor.size(last) > 1 && tensor.stride(last) != 1) {
+    if (tensor.numel() > 0 && tensor.size(last) > 1 && tensor.stride(last) != 1) {
       copies_.push_back(torch::stable::contiguous(tensor));
       return strided(copies_.back(), name, last);
     }

@@ -78,9 +78,16 @@ constexpr int kGradientTiles = (sizeof(T) == 4 ? 16 : 32) / kTileColumns;
 cudaError_t run_delta(const AttentionBackwardParams& params, float* delta, cudaStream_t stream) {
   const AttentionParams& forward = params.forward;
   const int64_t rows = forward.batch * forward.query_length * forward.heads;
+  const AttentionOperand& doutput = params.doutput;
+  const bool aligned = is_aligned_to_vectors(forward.output, forward.dtype, {forward.head_dim}) &&
+                       is_aligned_to_vectors(doutput.data, forward.dtype,
+                                             {doutput.batch_stride, doutput.token_stride, doutput.head_stride});
   return with_dtype(forward.dtype, [&](auto element) {
-    return launch(attention_delta_kernel<decltype(element)>, grid_for(rows, kDeltaThreads / kWarpSize),
-                  dim3(kDeltaThreads), 0, stream, params, delta);
+    using T = decltype(element);
+    int lanes = 1;
+    while (lanes < kWarpSize && lanes * kVectorWidth<T> < forward.head_dim) lanes *= 2;
+    return launch(attention_delta_kernel<T>, grid_for(rows, kDeltaThreads / lanes), dim3(kDeltaThreads), 0, stream,
+                  params, delta, lanes, aligned);
   });
 }
 

@@ -10,27 +10,39 @@
 #pragma once
 
 #include "cuda/attention_forward.cuh"
+#include "cuda/quotient.cuh"
 
 namespace fastdiff::cuda {
 
 constexpr int kDeltaThreads = 256;
 
-// One warp a row of (sample, query, head); delta is (batch, heads, query_length).
+// A team of `lanes` a row of (sample, query, head), a vector each; delta is (batch, heads, query_length).
 template <typename T>
-__global__ void __launch_bounds__(kDeltaThreads) attention_delta_kernel(AttentionBackwardParams params, float* delta) {
+__global__ void __launch_bounds__(kDeltaThreads)
+    attention_delta_kernel(AttentionBackwardParams params, float* delta, int lanes, bool aligned) {
+  constexpr int kWidth = kVectorWidth<T>;
   const AttentionParams& forward = params.forward;
-  const int64_t row = int64_t{blockIdx.x} * (kDeltaThreads / kWarpSize) + threadIdx.x / kWarpSize;
-  if (row >= forward.batch * forward.query_length * forward.heads) return;  // the whole warp
-  const int64_t head = row % forward.heads, place = row / forward.heads;
-  const int64_t query = place % forward.query_length, sample = place / forward.query_length;
-  const T* output = static_cast<const T*>(forward.output) + row * forward.head_dim;
-  const T* doutput = head_rows<T>(params.doutput, sample, head, 0).data + query * params.doutput.token_stride;
+  const Team team = this_team<false>(lanes);
+  const int64_t row = int64_t{blockIdx.x} * team.count + team.index;
+  const bool exists = row < forward.batch * forward.query_length * forward.heads;
+  const Quotient place = divide(row, forward.heads), token = divide(place.whole, forward.query_length);
   float sum = 0.0f;
-  for (int64_t i = lane_of_warp(); i < forward.head_dim; i += kWarpSize) {
-    sum = fmaf(to_float(output[i]), to_float(doutput[i]), sum);
+  if (exists) {
+    const T* output = static_cast<const T*>(forward.output) + row * forward.head_dim;
+    const T* doutput =
+        head_rows<T>(params.doutput, token.whole, place.rest, 0).data + token.rest * params.doutput.token_stride;
+    for (int64_t first = team.member * kWidth; first < forward.head_dim; first += lanes * kWidth) {
+      const int valid = static_cast<int>(min(forward.head_dim - first, int64_t{kWidth}));
+      float a[kWidth], b[kWidth];
+      load_floats(output + first, valid, aligned, a);
+      load_floats(doutput + first, valid, aligned, b);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) sum = fmaf(a[i], b[i], sum);
+    }
   }
-  sum = team_sum(sum, kWarpSize);
-  if (lane_of_warp() == 0) delta[(sample * forward.heads + head) * forward.query_length + query] = sum;
+  sum = team_sum(sum, lanes);
+  if (!exists || team.member > 0) return;
+  delta[(token.whole * forward.heads + place.rest) * forward.query_length + token.rest] = sum;
 }
 
 // What is known of a query: the logsumexp as an exponent of 2, and delta. The logsumexp of a query that does not exist

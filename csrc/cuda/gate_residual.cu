@@ -52,14 +52,13 @@ const char* gate_residual_backward(const GateResidualBackwardParams& params, con
         },
         [&] {
           if (is_empty(forward) || !summed) return cudaSuccess;
-          return launch(gate_residual_sums_kernel<T>, token_sums_grid<T>(forward), dim3(kTokenSumsThreads), 0,
-                        cuda_stream, params, sums, aligned);
+          return launch(gate_residual_sums_kernel<T>, token_sums_grid<T>(forward), token_sums_block(), 0, cuda_stream,
+                        params, sums, aligned);
         },
         [&] {
-          const int64_t channels = forward.batch * forward.channels;
-          if (channels == 0 || !summed) return cudaSuccess;
-          return launch(gate_residual_merge_kernel, grid_for(channels, kTokenSumsThreads), dim3(kTokenSumsThreads), 0,
-                        cuda_stream, params, sums);
+          if (forward.batch * forward.channels == 0 || !summed) return cudaSuccess;
+          return launch(gate_residual_merge_kernel, token_merge_grid(forward), token_sums_block(), 0, cuda_stream,
+                        params, sums);
         });
   }));
 }

@@ -64,15 +64,11 @@ __global__ void __launch_bounds__(kTokenSumsThreads)
   });
 }
 
-// A thread has one channel of a sample.
 __global__ void __launch_bounds__(kTokenSumsThreads)
     gate_residual_merge_kernel(GateResidualBackwardParams params, TokenSums sums) {
-  const GateResidualParams& forward = params.forward;
-  const int64_t index = int64_t{blockIdx.x} * kTokenSumsThreads + threadIdx.x;
-  if (index >= forward.batch * forward.channels) return;
   float total[1];
-  merge_token_sums(forward, sums, index / forward.channels, index % forward.channels, total);
-  params.dgate[index] = total[0];
+  const int64_t channel = merged_channel();
+  if (merge_token_sums(params.forward, sums, channel, total)) params.dgate[channel] = total[0];
 }
 
 }  // namespace fastdiff::cuda

@@ -29,23 +29,55 @@ __device__ __forceinline__ float load_operand(const ChannelVector& operand, int6
   return load_element(operand.data, sample * operand.batch_stride + channel, operand.dtype);
 }
 
-__device__ __forceinline__ float load_time_bias(const GroupNormSiluParams& params, int64_t sample, int64_t channel) {
-  return load_operand(params.time_bias, sample, channel, 0.0f);
-}
-
 // dz / d xhat of a channel: weight * (1 + scale), rounded once.
 __device__ __forceinline__ float load_gain(const GroupNormSiluParams& params, int64_t sample, int64_t channel) {
   const float weight = load_operand(params.weight, 0, channel, 1.0f);
   return fmaf(weight, load_operand(params.scale, sample, channel, 0.0f), weight);
 }
 
-__device__ __forceinline__ Affine load_affine(const GroupNormSiluParams& params, int64_t sample, int64_t channel,
-                                              float mean, float rstd) {
-  const float bias = load_operand(params.bias, 0, channel, 0.0f);
-  const float scale = load_operand(params.scale, sample, channel, 0.0f);
-  const float shift = load_operand(params.shift, sample, channel, 0.0f);
-  return {load_time_bias(params, sample, channel), mean, rstd * load_gain(params, sample, channel),
-          fmaf(bias, scale, bias + shift)};
+// The constants but for the statistics: what the gain lacks is a factor of rstd. load(operand, sample, absent) reads
+// one operand of the channel.
+template <typename Load>
+__device__ __forceinline__ Affine combine_operands(const GroupNormSiluParams& params, int64_t sample,
+                                                   const Load& load) {
+  const float weight = load(params.weight, 0, 1.0f), bias = load(params.bias, 0, 0.0f);
+  const float scale = load(params.scale, sample, 0.0f), shift = load(params.shift, sample, 0.0f);
+  const float time_bias = load(params.time_bias, sample, 0.0f);
+  return {time_bias, 0.0f, fmaf(weight, scale, weight), fmaf(bias, scale, bias + shift)};
+}
+
+template <typename T>
+__device__ __forceinline__ Affine load_operands_of(const GroupNormSiluParams& params, int64_t sample, int64_t channel) {
+  return combine_operands(params, sample, [&](const ChannelVector& operand, int64_t row, float absent) {
+    if (operand.data == nullptr) return absent;
+    return to_float(static_cast<const T*>(operand.data)[row * operand.batch_stride + channel]);
+  });
+}
+
+// Operands of one dtype, as they mostly are, are waited for together, and not one after the other.
+__device__ __forceinline__ Affine load_operands(const GroupNormSiluParams& params, int64_t sample, int64_t channel) {
+  bool uniform = true;
+  for (const ChannelVector* operand : {&params.weight, &params.bias, &params.scale, &params.shift, &params.time_bias}) {
+    uniform = uniform && (operand->data == nullptr || operand->dtype == params.dtype);
+  }
+  if (!uniform) {
+    return combine_operands(params, sample, [&](const ChannelVector& operand, int64_t row, float absent) {
+      return load_operand(operand, row, channel, absent);
+    });
+  }
+  switch (params.dtype) {
+    case DType::Float32:
+      return load_operands_of<float>(params, sample, channel);
+    case DType::BFloat16:
+      return load_operands_of<__nv_bfloat16>(params, sample, channel);
+    default:
+      return load_operands_of<__half>(params, sample, channel);
+  }
+}
+
+__device__ __forceinline__ void add_statistics(Affine& affine, float mean, float rstd) {
+  affine.mean = mean;
+  affine.gain *= rstd;
 }
 
 }  // namespace fastdiff::cuda

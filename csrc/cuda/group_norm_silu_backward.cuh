@@ -232,7 +232,9 @@ __device__ __forceinline__ void finish_group(const GroupNormSiluBackwardParams& 
 __device__ __forceinline__ Affine load_saved_affine(const GroupNormSiluParams& params, int64_t sample,
                                                     int64_t channel) {
   const int64_t group = sample * params.groups + channel / (params.channels / params.groups);
-  return load_affine(params, sample, channel, params.mean[group], params.rstd[group]);
+  Affine affine = load_operands(params, sample, channel);
+  add_statistics(affine, params.mean[group], params.rstd[group]);
+  return affine;
 }
 
 // One thread a channel of a sample.
@@ -327,20 +329,32 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
     const int64_t channels = min(tile_channels, forward.channels - first_channel);
     const int64_t units = unit_count<T, kChannelsLast>(tiling, channels);
 
+    const auto unit_at = [&](int64_t first) {
+      return locate<T, kChannelsLast>(forward, tiling, sample, first_channel, channels, first + team.index, team.member,
+                                      first + team.index < units);
+    };
+    const auto slot_of = [&](const Unit& unit) {
+      return shared_cursor<T, kChannelsLast>(forward, unit, first_channel, channels, tiling.lanes);
+    };
+
+    // Everything that comes from memory is under way at once.
+    for (int64_t first = 0; first < units; first += team.count) {
+      const Unit unit = unit_at(first);
+      const Cursor slot = slot_of(unit);
+      keep_unit(unit, global_source<T, kChannelsLast, kAligned>(forward.x, unit, tiling), x_slab, slot);
+      keep_unit(unit, global_source<T, kChannelsLast, kAligned>(params.dy, unit, tiling), dy_slab, slot);
+    }
+    commit_copies();
     for (int64_t channel = threadIdx.x; channel < channels; channel += blockDim.x) {
       affines[channel] = load_saved_affine(forward, sample, first_channel + channel);
     }
+    wait_for_copies<0>();  // a lane reads what it has copied itself
     __syncthreads();
     for (int64_t first = 0; first < units; first += team.count) {
-      const bool live = first + team.index < units;
-      const Unit unit = locate<T, kChannelsLast>(forward, tiling, sample, first_channel, channels, first + team.index,
-                                                 team.member, live);
-      const Cursor slot = shared_cursor<T, kChannelsLast>(forward, unit, first_channel, channels, tiling.lanes);
-      const KeepingSource<T, kAligned> x_source = {global_source<T, kChannelsLast, kAligned>(forward.x, unit, tiling),
-                                                   x_slab, slot};
-      const KeepingSource<T, kAligned> dy_source = {global_source<T, kChannelsLast, kAligned>(params.dy, unit, tiling),
-                                                    dy_slab, slot};
-      write_unit_sums<T, kChannelsLast, kAligned>(forward, tiling, unit, team, live, x_source, dy_source,
+      const Unit unit = unit_at(first);
+      const Cursor slot = slot_of(unit);
+      write_unit_sums<T, kChannelsLast, kAligned>(forward, tiling, unit, team, first + team.index < units,
+                                                  SharedSource{x_slab, slot}, SharedSource{dy_slab, slot},
                                                   affines + (unit.channel - first_channel), first_channel, partials);
     }
     if constexpr (!planted<Mutation::MissingBarrierBeforeRead>) __syncthreads();
@@ -353,9 +367,8 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
     }
     __syncthreads();
     for (int64_t first = 0; first + team.index < units; first += team.count) {
-      const Unit unit = locate<T, kChannelsLast>(forward, tiling, sample, first_channel, channels, first + team.index,
-                                                 team.member, true);
-      const Cursor slot = shared_cursor<T, kChannelsLast>(forward, unit, first_channel, channels, tiling.lanes);
+      const Unit unit = unit_at(first);
+      const Cursor slot = slot_of(unit);
       const int64_t channel = unit.channel - first_channel;
       write_unit_gradient<T, kChannelsLast, kAligned>(params, tiling, unit, SharedSource{x_slab, slot},
                                                       SharedSource{dy_slab, slot}, affines + channel, terms + channel);

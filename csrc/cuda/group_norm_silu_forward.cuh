@@ -185,8 +185,8 @@ __device__ __forceinline__ void merge_channel_moments(const GroupNormSiluParams&
   }
 }
 
-// One warp: statistics of a group from its channels' moments, mean and rstd, and the constants of its channels.
-// `channels` and `affines` begin at the group's first channel.
+// One warp: statistics of a group from its channels' moments, mean and rstd, and the constants of its channels, of
+// which `affines` holds the operands. `channels` and `affines` begin at the group's first channel.
 __device__ __forceinline__ void normalise_group(const GroupNormSiluParams& params, int64_t sample, int64_t group,
                                                 const Moments* channels, Affine* affines) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -195,9 +195,7 @@ __device__ __forceinline__ void normalise_group(const GroupNormSiluParams& param
   const float total = static_cast<float>(size * params.spatial);
   const Moments moments = merge_all(
       size, total, lane, kWarpSize,
-      [&](int64_t i) {
-        return Moments{channels[i].mean + load_time_bias(params, sample, group * size + i), channels[i].m2};
-      },
+      [&](int64_t i) { return Moments{channels[i].mean + affines[i].time_bias, channels[i].m2}; },
       [&](int64_t) { return spatial; });
   const float variance = __fdiv_rn(moments.m2, total);
   // Rounding may leave a tiny negative variance; NaN fails the comparison and stays.
@@ -206,8 +204,14 @@ __device__ __forceinline__ void normalise_group(const GroupNormSiluParams& param
     params.mean[sample * params.groups + group] = moments.mean;
     params.rstd[sample * params.groups + group] = rstd;
   }
-  for (int64_t i = lane; i < size; i += kWarpSize) {
-    affines[i] = load_affine(params, sample, group * size + i, moments.mean, rstd);
+  for (int64_t i = lane; i < size; i += kWarpSize) add_statistics(affines[i], moments.mean, rstd);
+}
+
+// The whole block: operands of `channels` channels of one sample, from `first_channel` on.
+__device__ __forceinline__ void load_all_operands(const GroupNormSiluParams& params, int64_t sample,
+                                                  int64_t first_channel, int64_t channels, Affine* affines) {
+  for (int64_t i = threadIdx.x; i < channels; i += blockDim.x) {
+    affines[i] = load_operands(params, sample, first_channel + i);
   }
 }
 
@@ -229,6 +233,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   const int64_t sample = blockIdx.x / params.groups;
   const int64_t group = blockIdx.x % params.groups;
   const int64_t first = int64_t{blockIdx.x} * size;  // of all channels of all samples
+  load_all_operands(params, sample, group * size, size, affines + first);
   merge_channel_moments(params, tiling, size, partials + first * tiling.parts, channel_moments + first);
   __syncthreads();
   if (threadIdx.x < kWarpSize) normalise_group(params, sample, group, channel_moments + first, affines + first);
@@ -253,8 +258,8 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
   unsigned char* memory = dynamic_shared<unsigned char>();
   uint4* slab = reinterpret_cast<uint4*>(memory);
   Moments* partials = reinterpret_cast<Moments*>(memory + shared.partials);
-  Affine* affines = reinterpret_cast<Affine*>(memory + shared.partials);  // once the partials are merged
   Moments* channel_moments = reinterpret_cast<Moments*>(memory + shared.merged);
+  Affine* affines = reinterpret_cast<Affine*>(memory + shared.affine);
 
   const int64_t group_size = params.channels / params.groups;
   const int64_t tiles = (params.channels + tile_channels - 1) / tile_channels;
@@ -265,14 +270,26 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
     const int64_t channels = min(tile_channels, params.channels - first_channel);
     const int64_t units = unit_count<T, kChannelsLast>(tiling, channels);
 
+    const auto unit_at = [&](int64_t first) {
+      return locate<T, kChannelsLast>(params, tiling, sample, first_channel, channels, first + team.index, team.member,
+                                      first + team.index < units);
+    };
+    const auto slot_of = [&](const Unit& unit) {
+      return shared_cursor<T, kChannelsLast>(params, unit, first_channel, channels, tiling.lanes);
+    };
+
+    // Everything that comes from memory is under way at once.
     for (int64_t first = 0; first < units; first += team.count) {
-      const bool live = first + team.index < units;
-      const Unit unit = locate<T, kChannelsLast>(params, tiling, sample, first_channel, channels, first + team.index,
-                                                 team.member, live);
-      const KeepingSource<T, kAligned> source = {
-          global_source<T, kChannelsLast, kAligned>(params.x, unit, tiling), slab,
-          shared_cursor<T, kChannelsLast>(params, unit, first_channel, channels, tiling.lanes)};
-      write_unit_moments<T, kChannelsLast, kAligned>(params, tiling, unit, team, live, source, first_channel, partials);
+      const Unit unit = unit_at(first);
+      keep_unit(unit, global_source<T, kChannelsLast, kAligned>(params.x, unit, tiling), slab, slot_of(unit));
+    }
+    commit_copies();
+    load_all_operands(params, sample, first_channel, channels, affines);
+    if constexpr (!planted<Mutation::MissingWait>) wait_for_copies<0>();  // a lane reads what it has copied itself
+    for (int64_t first = 0; first < units; first += team.count) {
+      const Unit unit = unit_at(first);
+      write_unit_moments<T, kChannelsLast, kAligned>(params, tiling, unit, team, first + team.index < units,
+                                                     SharedSource{slab, slot_of(unit)}, first_channel, partials);
     }
     if constexpr (!planted<Mutation::MissingBarrierBeforeRead>) __syncthreads();
     merge_channel_moments(params, tiling, channels, partials, channel_moments);
@@ -284,11 +301,8 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
     }
     __syncthreads();
     for (int64_t first = 0; first + team.index < units; first += team.count) {
-      const Unit unit = locate<T, kChannelsLast>(params, tiling, sample, first_channel, channels, first + team.index,
-                                                 team.member, true);
-      const SharedSource source = {
-          slab, shared_cursor<T, kChannelsLast>(params, unit, first_channel, channels, tiling.lanes)};
-      write_unit_output<T, kChannelsLast, kAligned>(params, tiling, unit, source,
+      const Unit unit = unit_at(first);
+      write_unit_output<T, kChannelsLast, kAligned>(params, tiling, unit, SharedSource{slab, slot_of(unit)},
                                                     affines + (unit.channel - first_channel));
     }
     // The next tile's moments overwrite the constants that slower warps still read.

@@ -42,9 +42,9 @@ struct GroupNormSiluTiling {
 // Byte offsets in the dynamic shared memory of the resident kernels; x comes first.
 struct GroupNormSiluShared {
   int64_t dy = 0;        // backward only
-  int64_t partials = 0;  // of each (channel, part); later the constants of the second pass
+  int64_t partials = 0;  // of each (channel, part); backward later the constants of the second pass
   int64_t merged = 0;    // over the parts of each channel
-  int64_t affine = 0;    // backward only: the constants of the first pass
+  int64_t affine = 0;    // the constants of each channel
 };
 
 struct GroupNormSiluPlan {

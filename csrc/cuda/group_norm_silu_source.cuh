@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/group_norm_silu_unit.cuh"
+#include "cuda/ptx.cuh"
 
 namespace fastdiff::cuda {
 
@@ -10,23 +11,14 @@ struct GlobalSource {
   const T* data;
   Cursor cursor;
 
+  __device__ __forceinline__ const T* address(int vector) const { return data + cursor.start + vector * cursor.step; }
+
   __device__ __forceinline__ uint4 operator()(const Unit& unit, int vector) const {
-    return load_vector<T, kAligned>(data + cursor.start + vector * cursor.step, unit.template valid<T>(vector));
+    return load_vector<T, kAligned>(address(vector), unit.template valid<T>(vector));
   }
 };
 
-// A load from global memory that leaves a copy in shared memory for the second pass of the same lane.
-template <typename T, bool kAligned>
-struct KeepingSource {
-  GlobalSource<T, kAligned> global;
-  uint4* slab;
-  Cursor cursor;
-
-  __device__ __forceinline__ uint4 operator()(const Unit& unit, int vector) const {
-    return slab[cursor.start + vector * cursor.step] = global(unit, vector);
-  }
-};
-
+// What a lane has brought into shared memory itself.
 struct SharedSource {
   const uint4* slab;
   Cursor cursor;
@@ -35,6 +27,21 @@ struct SharedSource {
     return slab[cursor.start + vector * cursor.step];
   }
 };
+
+// Brings a lane's vectors of a unit into shared memory: asynchronous copies, which have to be waited for, where 16
+// bytes can be copied at once.
+template <typename T, bool kAligned>
+__device__ __forceinline__ void keep_unit(const Unit& unit, const GlobalSource<T, kAligned>& global, uint4* slab,
+                                          const Cursor& cursor) {
+  for (int k = 0; k < unit.count; ++k) {
+    uint4* slot = slab + cursor.start + k * cursor.step;
+    if constexpr (kAligned) {
+      copy_async(slot, global.address(k), true);
+    } else {
+      *slot = global(unit, k);
+    }
+  }
+}
 
 template <typename T, bool kChannelsLast, bool kAligned>
 __device__ __forceinline__ GlobalSource<T, kAligned> global_source(const Activation& activation, const Unit& unit,

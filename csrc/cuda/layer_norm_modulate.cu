@@ -22,10 +22,10 @@ struct RowLayout {
 template <typename T>
 RowLayout layout_of(const GateResidualParams& params) {
   const int64_t vectors = ceil_div(params.channels, kVectorWidth<T>);
-  const int64_t warps = std::clamp<int64_t>(ceil_div(vectors, kCachedRounds * kWarpSize), 1, kRowWarps);
+  const int64_t warps = std::clamp<int64_t>(ceil_div(vectors, kCachedRounds<T> * kWarpSize), 1, kRowWarps);
   const int64_t threads = warps * kWarpSize, rows = std::max<int64_t>(kSmallBlockThreads / threads, 1);
   return {grid_for(params.batch * params.tokens, rows),
-          dim3(static_cast<unsigned>(threads), static_cast<unsigned>(rows)), vectors <= kCachedRounds * threads};
+          dim3(static_cast<unsigned>(threads), static_cast<unsigned>(rows)), vectors <= kCachedRounds<T> * threads};
 }
 
 bool is_aligned(const LayerNormModulateParams& params, std::initializer_list<TokenOperand> others) {
@@ -56,19 +56,19 @@ cudaError_t run_sums(const LayerNormModulateBackwardParams& params, bool aligned
         if (is_empty(input)) return cudaSuccess;
         return with_dtype(input.dtype, [&](auto element) {
           using T = decltype(element);
-          return launch(layer_norm_modulate_sums_kernel<T>, token_sums_grid<T>(input), dim3(kTokenSumsThreads), 0,
-                        stream, params, sums, aligned);
+          return launch(layer_norm_modulate_sums_kernel<T>, token_sums_grid<T>(input), token_sums_block(), 0, stream,
+                        params, sums, aligned);
         });
       },
       [&] {
         if (input.batch * input.channels == 0) return cudaSuccess;
-        return launch(layer_norm_modulate_merge_kernel, grid_for(input.batch * input.channels, kTokenSumsThreads),
-                      dim3(kTokenSumsThreads), 0, stream, params, sums, samples);
+        return launch(layer_norm_modulate_merge_kernel, token_merge_grid(input), token_sums_block(), 0, stream, params,
+                      sums, samples);
       },
       [&] {
         if (input.channels == 0 || (params.dweight == nullptr && params.dbias == nullptr)) return cudaSuccess;
-        return launch(layer_norm_modulate_parameters_kernel, grid_for(input.channels, kTokenSumsThreads),
-                      dim3(kTokenSumsThreads), 0, stream, params, samples);
+        return launch(layer_norm_modulate_parameters_kernel, grid_for(input.channels, kParameterThreads),
+                      dim3(kParameterThreads), 0, stream, params, samples);
       });
 }
 
@@ -83,7 +83,7 @@ const char* layer_norm_modulate(const LayerNormModulateParams& params, void* str
     const auto run = [&](auto* kernel) {
       return launch(kernel, layout.grid, layout.block, 0, static_cast<cudaStream_t>(stream), params, aligned);
     };
-    return layout.cached ? run(layer_norm_modulate_kernel<T, kCachedRounds>) : run(layer_norm_modulate_kernel<T, 0>);
+    return layout.cached ? run(layer_norm_modulate_kernel<T, kCachedRounds<T>>) : run(layer_norm_modulate_kernel<T, 0>);
   }));
 }
 

@@ -151,16 +151,14 @@ struct SampleSums {
   float* data;
 };
 
-// A thread has one channel of a sample.
 __global__ void __launch_bounds__(kTokenSumsThreads)
     layer_norm_modulate_merge_kernel(LayerNormModulateBackwardParams params, TokenSums sums, SampleSums samples) {
   const LayerNormModulateParams& forward = params.forward;
   const GateResidualParams& input = forward.input;
-  const int64_t index = int64_t{blockIdx.x} * kTokenSumsThreads + threadIdx.x;
-  if (index >= input.batch * input.channels) return;
-  const int64_t sample = index / input.channels, channel = index % input.channels;
+  const int64_t index = merged_channel();
   float totals[kModulationSums];
-  merge_token_sums(input, sums, sample, channel, totals);
+  if (!merge_token_sums(input, sums, index, totals)) return;
+  const int64_t sample = index / input.channels, channel = index % input.channels;
   const auto value = [&](const TokenOperand& operand, float absent) {
     if (operand.data == nullptr) return absent;
     return load_element(operand.data, sample * operand.batch_stride + channel, operand.dtype);
@@ -176,11 +174,13 @@ __global__ void __launch_bounds__(kTokenSumsThreads)
   samples.data[(2 * sample + 1) * input.channels + channel] = factor * gradient;
 }
 
+constexpr int kParameterThreads = 128;
+
 // A thread adds up one channel over the samples.
-__global__ void __launch_bounds__(kTokenSumsThreads)
+__global__ void __launch_bounds__(kParameterThreads)
     layer_norm_modulate_parameters_kernel(LayerNormModulateBackwardParams params, SampleSums samples) {
   const GateResidualParams& input = params.forward.input;
-  const int64_t channel = int64_t{blockIdx.x} * kTokenSumsThreads + threadIdx.x;
+  const int64_t channel = int64_t{blockIdx.x} * kParameterThreads + threadIdx.x;
   if (channel >= input.channels) return;
   float dweight = 0.0f, dbias = 0.0f;
   for (int64_t sample = 0; sample < input.batch; ++sample) {

@@ -11,7 +11,11 @@ namespace fastdiff::cuda {
 
 constexpr int kRowThreads = 512;  // of a block at most
 constexpr int kRowWarps = kRowThreads / kWarpSize;
-constexpr int kCachedRounds = 4;  // vectors that a thread keeps in registers
+
+// Vectors that a thread keeps in registers: 16 elements of any type. More would leave too few threads to hide the wait
+// for memory.
+template <typename T>
+constexpr int kCachedRounds = 16 / kVectorWidth<T>;
 
 struct Row {
   int64_t index;

@@ -30,7 +30,10 @@ __device__ __forceinline__ Team this_team(int lanes) {
 
 // Sum over a team of `lanes` consecutive lanes, the same bits in each.
 __device__ __forceinline__ float team_sum(float value, int lanes) {
-  for (int offset = lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    if (offset < lanes) value += __shfl_xor_sync(kAllLanes, value, offset);
+  }
   return value;
 }
 

@@ -31,8 +31,14 @@ inline int64_t partial_floats(const GateResidualParams& params, int64_t sums) {
 
 template <typename T>
 dim3 token_sums_grid(const GateResidualParams& params) {
-  const int64_t vectors = ceil_div(params.channels, kVectorWidth<T>);
-  return grid_for(params.batch * token_blocks(params) * vectors, kTokenSumsThreads);
+  const int64_t columns = ceil_div(params.channels, kTokenColumns * kVectorWidth<T>);
+  return grid_for(params.batch * token_blocks(params) * columns, 1);
 }
+
+inline dim3 token_merge_grid(const GateResidualParams& params) {
+  return grid_for(params.batch * params.channels, kTokenColumns);
+}
+
+inline dim3 token_sums_block() { return dim3(kTokenColumns, kTokenStrands); }
 
 }  // namespace fastdiff::cuda

@@ -1,15 +1,19 @@
 // Sums over the tokens of a sample, for the gradients of what all its tokens share. Tokens are cut into blocks by their
-// number alone; a thread sums one vector of channels over one block of tokens and leaves the result in a row of its
-// own, and the rows are added in order. So the bits depend neither on the device nor on the other samples: no atomics.
+// number alone, and the tokens of a block are dealt to strands; the strands of a block and then the blocks are added in
+// order. So the bits depend neither on the device nor on the other samples: no atomics.
 #pragma once
 
 #include "cuda/mutations.cuh"
+#include "cuda/quotient.cuh"
 #include "cuda/token_rows.cuh"
 
 namespace fastdiff::cuda {
 
-constexpr int kTokenSumsThreads = 128;
-constexpr int64_t kBlockTokens = 32;
+// Of a thread block: a row of threads for each strand.
+constexpr int kTokenColumns = 32;
+constexpr int kTokenStrands = 8;
+constexpr int kTokenSumsThreads = kTokenColumns * kTokenStrands;
+constexpr int64_t kBlockTokens = 64;
 
 // (batch, token blocks, sums, channels) floats.
 struct TokenSums {
@@ -17,43 +21,75 @@ struct TokenSums {
   int64_t blocks;  // of the tokens of one sample
 };
 
-// Writes this thread's partial sums. `add(at, sums)` adds the terms of one token's vector to kSums vectors.
+// Writes the partial sums of one block of tokens over kTokenColumns vectors of channels. `add(at, sums)` adds the terms
+// of one token's vector to kSums vectors.
 template <typename T, int kSums, typename Add>
 __device__ __forceinline__ void sum_over_tokens(const GateResidualParams& params, const TokenSums& sums, bool aligned,
                                                 const Add& add) {
-  constexpr int kWidth = kVectorWidth<T>;
-  const int64_t vectors = (params.channels + kWidth - 1) / kWidth;
-  const int64_t index = int64_t{blockIdx.x} * kTokenSumsThreads + threadIdx.x, block = index / vectors;
-  if (block >= params.batch * sums.blocks) return;
-  const int64_t channel = index % vectors * kWidth, first = block % sums.blocks * kBlockTokens;
+  constexpr int kWidth = kVectorWidth<T>, kChannels = kTokenColumns * kWidth;
+  const int column = static_cast<int>(threadIdx.x), strand = static_cast<int>(threadIdx.y);
+  const Quotient place = divide(blockIdx.x, (params.channels + kChannels - 1) / kChannels);
+  const Quotient block = divide(place.whole, sums.blocks);
+  const int64_t first_channel = place.rest * kChannels, channel = first_channel + column * kWidth;
+  const int64_t first = block.rest * kBlockTokens, end = min(first + kBlockTokens, params.tokens);
   const int valid = static_cast<int>(min(params.channels - channel, int64_t{kWidth}));
   float totals[kSums][kWidth] = {};
-  const int64_t end = min(first + kBlockTokens, params.tokens);
-  for (int64_t token = first; token < end; ++token) {
-    add(TokenVector{block / sums.blocks, token, channel, valid, aligned}, totals);
+  if (valid > 0) {
+#pragma unroll 2
+    for (int64_t token = first + strand; token < end; token += kTokenStrands) {
+      add(TokenVector{block.whole, token, channel, valid, aligned}, totals);
+    }
   }
+  // Element i of all columns lies together, and then the next: neighbours write to different banks.
+  constexpr int kStride = kTokenColumns + 1;
+  __shared__ float strands[kTokenStrands][kWidth * kStride];
 #pragma unroll
   for (int k = 0; k < kSums; ++k) {
-    float* row = sums.partials + (block * kSums + k) * params.channels + channel;
+    if (k > 0) __syncthreads();  // the last sums have been read
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      if (i < valid) row[i] = totals[k][i];
-    }
+    for (int i = 0; i < kWidth; ++i) strands[strand][i * kStride + column] = totals[k][i];
+    if constexpr (!planted<Mutation::MissingBarrierBeforeRead>) __syncthreads();
+    const int element = strand * kTokenColumns + column;
+    if (element >= kChannels || first_channel + element >= params.channels) continue;
+    float total = 0.0f;
+#pragma unroll
+    for (int s = 0; s < kTokenStrands; ++s) total += strands[s][element % kWidth * kStride + element / kWidth];
+    sums.partials[(place.whole * kSums + k) * params.channels + first_channel + element] = total;
   }
 }
 
-// The sums of one channel of a sample.
+// The sums of one channel of one sample: of the `index`-th of all samples' channels, which the threads of one column of
+// the thread block share. Returns whether this thread has them.
 template <int kSums>
-__device__ __forceinline__ void merge_token_sums(const GateResidualParams& params, const TokenSums& sums,
-                                                 int64_t sample, int64_t channel, float (&totals)[kSums]) {
+__device__ __forceinline__ bool merge_token_sums(const GateResidualParams& params, const TokenSums& sums, int64_t index,
+                                                 float (&totals)[kSums]) {
+  const int column = static_cast<int>(threadIdx.x), strand = static_cast<int>(threadIdx.y);
+  const bool exists = index < params.batch * params.channels;
+  const Quotient place = divide(index, params.channels);
 #pragma unroll
   for (int k = 0; k < kSums; ++k) totals[k] = 0.0f;
-  for (int64_t block = planted<Mutation::WrongSplitMerge> ? 1 : 0; block < sums.blocks; ++block) {
+  const int64_t first = strand + (planted<Mutation::WrongSplitMerge> ? 1 : 0);
+#pragma unroll 4
+  for (int64_t block = first; exists && block < sums.blocks; block += kTokenStrands) {
 #pragma unroll
     for (int k = 0; k < kSums; ++k) {
-      totals[k] += sums.partials[((sample * sums.blocks + block) * kSums + k) * params.channels + channel];
+      totals[k] += sums.partials[((place.whole * sums.blocks + block) * kSums + k) * params.channels + place.rest];
     }
   }
+  __shared__ float strands[kTokenStrands][kSums][kTokenColumns];
+#pragma unroll
+  for (int k = 0; k < kSums; ++k) strands[strand][k][column] = totals[k];
+  __syncthreads();
+  if (!exists || strand > 0) return false;
+#pragma unroll
+  for (int k = 0; k < kSums; ++k) {
+#pragma unroll
+    for (int s = 1; s < kTokenStrands; ++s) totals[k] += strands[s][k][column];
+  }
+  return true;
 }
+
+// The index of merge_token_sums.
+__device__ __forceinline__ int64_t merged_channel() { return int64_t{blockIdx.x} * kTokenColumns + threadIdx.x; }
 
 }  // namespace fastdiff::cuda

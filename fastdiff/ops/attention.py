@@ -7,9 +7,7 @@ from fastdiff import _dispatch, _extension, _switch, reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LENGTH_DTYPES = (torch.int32, torch.int64)
-# Of csrc/cuda/attention_plan.h: the keys that stay in shared memory, and the widest head of any kernel.
-RESIDENT_KEYS = 160
-MAX_CUDA_HEAD_DIM = 256
+MAX_CUDA_HEAD_DIM = 256  # the widest head of any kernel in csrc/cuda
 
 
 def attention(
@@ -26,7 +24,7 @@ def attention(
     Results do not depend on the number of threads or on the other samples of the batch, and gradients are the same in
     every run.
 
-    On a GPU PyTorch's own `scaled_dot_product_attention` does what it is made for, and promises neither:
+    On a GPU PyTorch's own `scaled_dot_product_attention` does what it can, since it is faster; it promises neither:
 
     ===================================  ===========================================================================
     on a GPU                             kernel
@@ -34,8 +32,7 @@ def attention(
     head_dim above 256                   PyTorch's
     with kv_lengths                      ours: PyTorch's fast kernels know no padding
     `use_deterministic_algorithms`       ours: PyTorch's gradients depend on the order of the blocks
-    16 bits, up to 160 keys              ours: keys and values stay in shared memory, padded to 16 and not to 128
-    otherwise (long, or float32)         PyTorch's
+    otherwise                            PyTorch's
     ===================================  ===========================================================================
 
     On devices that are neither it is PyTorch's, too.
@@ -64,22 +61,20 @@ def attention(
     if scale is None:
         scale = query.shape[-1] ** -0.5
     padded = kv_lengths is not None
-    if _switch.reference_depth or _is_pytorchs(query.device.type, query.dtype, key.shape[1], query.shape[-1], padded):
+    if _switch.reference_depth or _is_pytorchs(query.device.type, query.shape[-1], padded):
         return reference.attention(query, key, value, scale=scale, kv_lengths=kv_lengths)
     _extension.require()
     lengths = None if kv_lengths is None else kv_lengths.to(torch.int32)
     return _dispatch.call(torch.ops.fastdiff.attention.default, query, key, value, lengths, float(scale))[0]
 
 
-def _is_pytorchs(device_type: str, dtype: torch.dtype, kv_length: int, head_dim: int, padded: bool) -> bool:
+def _is_pytorchs(device_type: str, head_dim: int, padded: bool) -> bool:
     """The table in the docstring of `attention`."""
     if device_type == "cpu":
         return False
     if device_type != "cuda" or head_dim > MAX_CUDA_HEAD_DIM:
         return True
-    if padded or torch.are_deterministic_algorithms_enabled():
-        return False
-    return kv_length > RESIDENT_KEYS or dtype == torch.float32
+    return not padded and not torch.are_deterministic_algorithms_enabled()
 
 
 def _autocast(*tensors):

@@ -103,8 +103,9 @@ def test_large_scores(device: Backend, dtype) -> None:
     for scale in (None, 1.0, -0.5):
         exact = reference.attention(*(operand.double() for operand in operands), scale=scale)
         ours, _ = run(device, operands, scale=scale)
-        eager = reference.attention(*operands, scale=scale)
-        errors = [(result.double() - exact).square().mean().sqrt() for result in (ours, eager)]
+        # PyTorch's on the CPU: on a GPU it answers a negative scale with NaN.
+        eager = reference.attention(*(operand.cpu() for operand in operands), scale=scale)
+        errors = [(result.cpu().double() - exact.cpu()).square().mean().sqrt() for result in (ours, eager)]
         assert errors[0] <= 2 * errors[1] + 1e-6
 
 
@@ -348,21 +349,17 @@ def test_every_instruction_set(isa) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device_type", "dtype", "kv_length", "head_dim", "padded", "expected"),
+    ("device_type", "head_dim", "padded", "expected"),
     [
-        ("cpu", torch.float32, 4096, 512, False, False),
-        ("mps", torch.float16, 77, 64, False, True),
-        ("cuda", torch.float16, 77, 64, False, False),
-        ("cuda", torch.bfloat16, 160, 128, False, False),
-        ("cuda", torch.bfloat16, 161, 128, False, True),
-        ("cuda", torch.bfloat16, 4096, 128, True, False),
-        ("cuda", torch.float32, 77, 64, False, True),
-        ("cuda", torch.float32, 77, 64, True, False),
-        ("cuda", torch.float16, 77, 264, True, True),
+        ("cpu", 512, False, False),
+        ("mps", 64, False, True),
+        ("cuda", 64, False, True),
+        ("cuda", 256, True, False),
+        ("cuda", 264, True, True),
     ],
 )
-def test_which_kernel_on_which_device(device_type, dtype, kv_length, head_dim, padded, expected) -> None:
-    arguments = (device_type, dtype, kv_length, head_dim, padded)
+def test_which_kernel_on_which_device(device_type, head_dim, padded, expected) -> None:
+    arguments = (device_type, head_dim, padded)
     # The module, which the function of the same name hides.
     is_pytorchs = sys.modules["fastdiff.ops.attention"]._is_pytorchs
     assert is_pytorchs(*arguments) == expected

@@ -107,6 +107,8 @@ def test_empty() -> None:
         total, dx, dgate, _ = results(ops.gate_residual, make(shape), torch.randn(shape))
         assert total.shape == dx.shape == shape
         assert torch.equal(dgate, torch.zeros(shape[0], shape[2]))
+    transposed = torch.empty(0).as_strided((0, 3, 8), (24, 1, 3))
+    assert ops.gate_residual(transposed, torch.zeros(0, 8), transposed).shape == (0, 3, 8)
 
 
 def test_large_output_is_streamed_to_the_same_bits() -> None:

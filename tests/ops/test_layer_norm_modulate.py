@@ -216,6 +216,8 @@ def test_empty() -> None:
         assert ours["y"].shape == shape and ours["dx"].shape == shape
         assert torch.equal(ours["dweight"], torch.zeros(8))
         assert torch.equal(ours["dscale"], torch.zeros(shape[0], 8))
+    transposed = torch.empty(0).as_strided((0, 3, 8), (24, 1, 3))
+    assert ops.layer_norm_modulate(transposed, torch.zeros(0, 8), torch.zeros(0, 8))[0].shape == (0, 3, 8)
 
 
 @pytest.mark.parametrize("wanted", [("x",), ("scale",), ("gate", "residual"), ("weight",), ("bias", "shift")], ids=str)
