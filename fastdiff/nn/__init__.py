@@ -1,6 +1,11 @@
 """Drop-in torch modules on the fused ops."""
 
-from fastdiff.nn.ada_layer_norm import AdaLayerNormContinuous, AdaLayerNormZero, AdaLayerNormZeroSingle
+from fastdiff.nn.ada_layer_norm import (
+    AdaLayerNormContinuous,
+    AdaLayerNormZero,
+    AdaLayerNormZeroSingle,
+    SD35AdaLayerNormZeroX,
+)
 from fastdiff.nn.attention import Attention
 from fastdiff.nn.feed_forward import GEGLU, FeedForward
 from fastdiff.nn.group_norm_silu import GroupNormSiLU
@@ -14,5 +19,6 @@ __all__ = [
     "Attention",
     "FeedForward",
     "GroupNormSiLU",
+    "SD35AdaLayerNormZeroX",
     "Timesteps",
 ]

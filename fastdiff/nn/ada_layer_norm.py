@@ -38,6 +38,30 @@ class AdaLayerNormZero(nn.Module):
         return ops.layer_norm_modulate(x, scale_msa, shift_msa, eps=_BLOCK_EPS)[0], *others
 
 
+class SD35AdaLayerNormZeroX(nn.Module):
+    """The first norm of a block with two attentions. ``state_dict``: ``linear``, as diffusers' module of this name.
+
+    Args:
+        embedding_dim: channels of the tokens and of the embedding.
+        bias: give the projection a bias.
+
+    >>> norm = SD35AdaLayerNormZeroX(64)
+    >>> y, gate_msa, shift_mlp, scale_mlp, gate_mlp, y2, gate_msa2 = norm(torch.randn(2, 16, 64), torch.randn(2, 64))
+    """
+
+    def __init__(self, embedding_dim: int, *, bias: bool = True, device=None, dtype=None) -> None:
+        super().__init__()
+        self.linear = nn.Linear(embedding_dim, 9 * embedding_dim, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, emb: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """x (N, L, C) and emb (N, C) -> what :class:`AdaLayerNormZero` gives, then x for the second attention, and its
+        gate."""
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp, shift2, scale2, gate2 = self.linear(F.silu(emb)).chunk(9, 1)
+        y = ops.layer_norm_modulate(x, scale, shift, eps=_BLOCK_EPS)[0]
+        y2 = ops.layer_norm_modulate(x, scale2, shift2, eps=_BLOCK_EPS)[0]
+        return y, gate, shift_mlp, scale_mlp, gate_mlp, y2, gate2
+
+
 class AdaLayerNormZeroSingle(nn.Module):
     """The norm of a block with one branch. ``state_dict``: ``linear``, as diffusers' ``AdaLayerNormZeroSingle``.
 

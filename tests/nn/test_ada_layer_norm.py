@@ -10,8 +10,9 @@ from accuracy import assert_as_exact
 from diffusers_parity import assert_same
 
 import fastdiff
-from fastdiff.nn import AdaLayerNormContinuous, AdaLayerNormZero, AdaLayerNormZeroSingle
+from fastdiff.nn import AdaLayerNormContinuous, AdaLayerNormZero, AdaLayerNormZeroSingle, SD35AdaLayerNormZeroX
 
+OF_BLOCKS = (AdaLayerNormZero, AdaLayerNormZeroSingle, SD35AdaLayerNormZeroX)
 CONTINUOUS = (
     {},
     {"elementwise_affine": False, "eps": 1e-6},
@@ -22,7 +23,7 @@ CONTINUOUS = (
 
 
 @pytest.mark.parametrize("bias", (True, False))
-@pytest.mark.parametrize("ours", (AdaLayerNormZero, AdaLayerNormZeroSingle))
+@pytest.mark.parametrize("ours", OF_BLOCKS)
 def test_norms_of_blocks(ours, bias) -> None:
     normalization = pytest.importorskip("diffusers.models.normalization")
     theirs = getattr(normalization, ours.__name__)
@@ -54,7 +55,7 @@ def test_small_deviation_shows_eps() -> None:
     """Where the deviation is as small as the root of eps, another eps would show. Gradients of x are up to 1000."""
     normalization = pytest.importorskip("diffusers.models.normalization")
     x = 1e-3 * torch.randn(3, 9, 24)
-    for ours in (AdaLayerNormZero, AdaLayerNormZeroSingle):
+    for ours in OF_BLOCKS:
         assert_same(ours(24), getattr(normalization, ours.__name__)(24), x, emb=torch.randn(3, 24), atol=1e-3)
     theirs = normalization.AdaLayerNormContinuous(24, 16, eps=1e-4)
     assert_same(AdaLayerNormContinuous(24, 16, eps=1e-4), theirs, x, torch.randn(3, 16), atol=1e-3)
