@@ -1,4 +1,4 @@
-"""Models as folders on disk, in diffusers' format: config.json and diffusion_pytorch_model.safetensors."""
+"""What all models have: folders on disk in diffusers' format, and gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fastdiff._files import atomic_write
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+INDEX_NAME = f"{WEIGHTS_NAME}.index.json"  # of weights that lie in several files
 
 
 class PretrainedModel(nn.Module):
@@ -30,7 +32,30 @@ class PretrainedModel(nn.Module):
     """
 
     config_class: ClassVar[type]
+    former_class_names: ClassVar[tuple[str, ...]] = ()
+    """What the model was called in the configurations of older versions of diffusers."""
     config: Any
+    gradient_checkpointing = False
+
+    def enable_gradient_checkpointing(self, enable: bool = True) -> None:
+        """Keep for the backward pass what goes into each block only, and run the block again there.
+
+        Training then takes a third more time, and memory that grows with the blocks by their inputs alone (Training
+        Deep Nets with Sublinear Memory Cost, arXiv:1604.06174). Results and gradients are the same, dropout included.
+        """
+        self.gradient_checkpointing = enable
+
+    def disable_gradient_checkpointing(self) -> None:
+        self.enable_gradient_checkpointing(False)
+
+    def run_block(self, block: nn.Module, *inputs: Any) -> Any:
+        """``block(*inputs)``, checkpointed where that is enabled: how a model calls its blocks.
+
+        The block must leave its inputs, lists among them, as they are.
+        """
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     @classmethod
     def parse_config(cls, values: dict[str, Any]) -> Any:
@@ -53,20 +78,20 @@ class PretrainedModel(nn.Module):
         """The model in `folder`, in evaluation mode, in `dtype` (None: as stored).
 
         Raises:
-            FileNotFoundError: the folder or one of its two files is missing.
+            FileNotFoundError: the folder or one of its files is missing.
             ValueError: a file is damaged, or the weights are not those of the configuration.
         """
         folder = Path(folder)
-        config = _read_config(folder / CONFIG_NAME)
-        if config.get("_class_name", cls.__name__) != cls.__name__:
+        config = _read_json(folder / CONFIG_NAME)
+        if config.get("_class_name", cls.__name__) not in (cls.__name__, *cls.former_class_names):
             raise ValueError(f"{folder / CONFIG_NAME} is of a {config['_class_name']}, not of a {cls.__name__}")
         with torch.device("meta"):  # no time for initial values that are overwritten at once
             model = cls.from_config(config)
-        state = _read_weights(folder / WEIGHTS_NAME)
+        state = _read_weights(folder)
         try:
             model.load_state_dict(state, assign=True)
         except RuntimeError as error:
-            raise ValueError(f"{folder / WEIGHTS_NAME} does not fit {folder / CONFIG_NAME}: {error}") from error
+            raise ValueError(f"the weights in {folder} do not fit its {CONFIG_NAME}: {error}") from error
         return model.to(dtype=dtype).eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
@@ -80,18 +105,32 @@ class PretrainedModel(nn.Module):
         atomic_write(folder / WEIGHTS_NAME, safetensors.torch.save(state, metadata={"format": "pt"}))
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     _require_file(path)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
-    return config
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights from their one file, or from the several that large models are cut into."""
+    if (folder / WEIGHTS_NAME).is_file() or not (folder / INDEX_NAME).is_file():
+        return _read_tensors(folder / WEIGHTS_NAME)
+    weight_map = _read_json(folder / INDEX_NAME).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ValueError(f"{folder / INDEX_NAME} must have a weight_map from keys to files of its folder")
+    state: dict[str, Tensor] = {}
+    for name in sorted(names):
+        state |= _read_tensors(folder / name)
+    return state
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     _require_file(path)
     try:
         return safetensors.torch.load_file(path)

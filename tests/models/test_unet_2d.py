@@ -254,5 +254,5 @@ def test_missing_and_damaged_folders(tmp_path):
         changed = dict(state)
         change(changed)
         safetensors.torch.save_file(changed, weights)
-        with pytest.raises(ValueError, match=f"(?s)does not fit.*{message}"):
+        with pytest.raises(ValueError, match=f"(?s)do not fit.*{message}"):
             UNet2DModel.from_pretrained(tmp_path)
