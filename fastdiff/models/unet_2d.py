@@ -205,12 +205,14 @@ class UNet2DModel(PretrainedModel):
         x = self.conv_in(sample)
         skips = [x]
         for block in self.down_blocks:
-            x, block_skips = block(x, time)
+            x, block_skips = self.run_block(block, x, time)
             skips += block_skips
         if self.mid_block is not None:
-            x = self.mid_block(x, time)
+            x = self.run_block(self.mid_block, x, time)
         for block in self.up_blocks:
-            x = block(x, skips, time)
+            layers = self.config.layers_per_block + 1
+            skips, block_skips = skips[:-layers], skips[-layers:]
+            x = self.run_block(block, x, block_skips, time)
         x = self.conv_out(self.conv_norm_out(x))
         if self.config.time_embedding_type == "fourier":
             x = x / timestep.to(x.dtype)[:, None, None, None]  # the score is of order 1/sigma (arXiv:2011.13456)

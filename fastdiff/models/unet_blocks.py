@@ -228,9 +228,9 @@ class UpBlock2D(UNetStage):
             self.upsamplers = nn.ModuleList([ResnetBlock2D(out_channels, out_channels, settings, resample="up")])
 
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor) -> Tensor:
-        """Consumes one entry of `skips` for each layer, from its end."""
-        for index in range(len(self.resnets)):
-            x = self.layer(index, torch.cat((x, skips.pop()), dim=1), time)
+        """Takes one entry of `skips` for each layer, from its end."""
+        for index, skip in enumerate(reversed(skips)):
+            x = self.layer(index, torch.cat((x, skip), dim=1), time)
         return x if self.upsamplers is None else resample(self.upsamplers[0], x, time)
 
 

@@ -145,6 +145,26 @@ def test_state_dict_of_old_attention_keys_loads():
     assert torch.equal(fresh(sample, timestep).sample, ours(sample, timestep).sample)
 
 
+@pytest.mark.parametrize("name", ["three_stages", "no_mid_block"])
+def test_gradient_checkpointing_gives_the_same(name):
+    ours = pair(name)[1].train()
+    sample, timestep, labels = inputs(name)
+    runs = []
+    for block in ours.up_blocks:
+        block.register_forward_pre_hook(lambda *_: runs.append(1))
+
+    def gradients():
+        torch.manual_seed(3)  # of dropout
+        result = ours(sample, timestep, labels).sample
+        return [result, *torch.autograd.grad(result.square().sum(), list(ours.parameters()))]
+
+    plain = gradients()
+    assert len(runs) == len(ours.up_blocks)
+    ours.enable_gradient_checkpointing()
+    assert all(map(torch.equal, gradients(), plain))
+    assert len(runs) == 3 * len(ours.up_blocks)
+
+
 def test_sampling_takes_either_model():
     theirs, ours = pair("small")
     noise = inputs("small")[0]
