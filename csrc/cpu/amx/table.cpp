@@ -1,0 +1,21 @@
+// The kernels of AVX-512 with bfloat16 products, but for those that multiply matrices.
+#include "cpu/kernels.h"
+
+namespace fastdiff::cpu {
+namespace avx512_bf16 {
+Kernels table();
+}
+
+namespace amx {
+
+void attention(const AttentionParams&, const Threads&);
+
+Kernels table() {
+  Kernels kernels = avx512_bf16::table();
+  kernels.isa = "amx";
+  kernels.attention = attention;
+  return kernels;
+}
+
+}  // namespace amx
+}  // namespace fastdiff::cpu
