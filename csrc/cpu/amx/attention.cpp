@@ -1,8 +1,8 @@
 // Forward attention of bfloat16 on the tile unit.
 //
-// Both products go 32 queries by 32 keys at a time, as 2x2 tiles. The sum of a query's probabilities comes with the
-// product by the values, which have a column of ones; so what counts is the sum of the rounded probabilities, and keys
-// that only fill a tile count for nothing.
+// Both products go 32 queries by 32 keys at a time, as 2x2 tiles. With the product by the values, which have a column
+// of ones, comes the sum of a query's probabilities as they were rounded, by which its output is divided: where one key
+// has all the weight, its value comes out unchanged. The logarithm is that of the sum before rounding.
 //
 // Powers of two of the scores themselves, with nothing subtracted, do for almost all queries: they keep their relative
 // precision over the whole range of exponents, and one look at their sum tells whether they have left it. The queries
@@ -20,57 +20,67 @@ void attention(const AttentionParams&, const Threads&);
 namespace FASTDIFF_ISA {
 namespace {
 
-constexpr int64_t kBlockSteps = 16;  // whose probabilities stay in the L1 cache
+// Scores that stay in the L1 cache, with room for the tiles that they meet. All of them before all probabilities: while
+// the tile unit is at work, vectors of 512 bits have one execution port instead of two, so that doing both at once
+// gains nothing.
+constexpr int64_t kBlockSteps = 4;
 constexpr int64_t kBlockKeys = kBlockSteps * kStepKeys;
 
 // Sums of powers of two between these lose nothing: a probability that counts is far above the least normal number, and
 // the products by values have room up to the largest.
 constexpr float kLeastSum = 0x1p-48f, kGreatestSum = 0x1p48f;
 
-// Rounded 2^t in the upper half of every lane, garbage in the lower. The polynomial is a minimax approximation of 2^f
-// on [0, 1] (relative error 7.5e-5) plus half a unit in the last place of a bfloat16 in [1, 2): what is cut off later
-// is rounded to nearest.
-FASTDIFF_INLINE Float power_of_two_to_cut(Float t) {
+// 2^t, by a minimax approximation of 2^f on [0, 1] with relative error 7.5e-5.
+FASTDIFF_INLINE Float power_of_two_by_floor(Float t) {
   constexpr int kAboveFloor = 0x09;
   const Float f = _mm512_reduce_ps(t, kAboveFloor);
   Float p = f * 0.0780245226f + 0.226067155f;
   p = p * f + 0.695833540f;
-  p = p * f + (0.999925219f + 0x1p-8f);
+  p = p * f + 0.999925219f;
   return _mm512_scalef_ps(p, t);  // by the floor of t
 }
 
-// The upper halves of the lanes of both as pairs.
-FASTDIFF_INLINE UInt cut_to_pairs(Float first, Float second) {
+// Both rounded to bfloat16, to nearest, as pairs.
+FASTDIFF_INLINE UInt round_to_pairs(Float first, Float second) {
   constexpr __mmask64 kLowerHalves = 0x3333333333333333;
-  const __m512i positions = _mm512_set4_epi32(0x0f0e, 0x0b0a, 0x0706, 0x0302);
-  return (UInt)_mm512_mask_shuffle_epi8((__m512i)second, kLowerHalves, (__m512i)first, positions);
+  const __m512i upper_halves = _mm512_set4_epi32(0x0f0e, 0x0b0a, 0x0706, 0x0302);
+  const UInt low = (UInt)first + 0x8000, high = (UInt)second + 0x8000;
+  return (UInt)_mm512_mask_shuffle_epi8((__m512i)high, kLowerHalves, (__m512i)low, upper_halves);
 }
+
+constexpr int64_t kRowsAtOnce = 2 * kTile;
 
 // One thread's memory.
 class QueryBlock {
  public:
-  static constexpr int64_t kQueries = 2 * kTile;
+  static constexpr int64_t kQueries = 4 * kRowsAtOnce;
 
   explicit QueryBlock(const AttentionParams& p)
       : depth_steps_(ceil_div(p.head_dim, kTileDepth)),
         value_tiles_(PackedHead::value_tiles(p)),
-        output_stride_(value_tiles_ * kTile),
+        output_stride_(ceil_div(value_tiles_, 2) * kTileDepth),
         query_(depth_steps_ * 2 * kTileNumbers),
         scores_(kBlockSteps * kScoresOfStep),
-        probabilities_(kBlockSteps * 2 * kTileNumbers),
-        output_(kQueries * output_stride_) {}
+        output_(kRowsAtOnce * output_stride_) {
+    std::memset(output_, 0, kRowsAtOnce * output_stride_ * sizeof(float));  // columns that no tile writes are read
+  }
 
   void run(const AttentionParams& p, const PackedHead& packed, int64_t sample, int64_t head, int64_t first,
            int64_t rows) {
-    const int64_t stride = p.query.token_stride, keys = keys_of(p, sample);
-    const auto* query = head_of<BFloat16>(p.query, sample, head) + first * stride;
+    for (int64_t row = 0; row < rows; row += kRowsAtOnce)
+      run_rows(p, packed, sample, head, first + row, minimum(kRowsAtOnce, rows - row));
+  }
+
+ private:
+  void run_rows(const AttentionParams& p, const PackedHead& packed, int64_t sample, int64_t head, int64_t first,
+                int64_t rows) {
+    const int64_t keys = keys_of(p, sample);
     const int64_t row = (sample * p.query_length + first) * p.heads + head;
     auto* output = static_cast<BFloat16*>(p.output) + row * p.head_dim;
     float* logsumexp = p.logsumexp ? p.logsumexp + (sample * p.heads + head) * p.query_length + first : nullptr;
     if (keys == 0) return write_zeros(p, rows, output, logsumexp);
-    gather(query, stride, rows, p.head_dim);
-    prefetch_rows(query + rows * stride, stride, kQueries, p.head_dim);
-    prefetch_rows(output, p.heads * p.head_dim, rows, p.head_dim);
+    gather(head_of<BFloat16>(p.query, sample, head) + first * p.query.token_stride, p.query.token_stride, rows,
+           p.head_dim);
     scale_ = p.scale * kLog2e;
     if (rows > kTile) {
       work_out<2>(p, packed, keys, rows, output, logsumexp);
@@ -79,11 +89,10 @@ class QueryBlock {
     }
   }
 
- private:
-  static constexpr int64_t kScoresOfStep = kQueries * kStepKeys;
+  static constexpr int64_t kScoresOfStep = kRowsAtOnce * kStepKeys;
 
   float* scores_of(int64_t step) const { return scores_ + step * kScoresOfStep; }
-  BFloat16* probabilities_of(int64_t step) const { return probabilities_ + step * 2 * kTileNumbers; }
+  BFloat16* probabilities_of(int64_t step) const { return reinterpret_cast<BFloat16*>(scores_of(step)); }
 
   void gather(const BFloat16* query, int64_t stride, int64_t rows, int64_t head_dim) {
     for (int64_t step = 0; step < depth_steps_; step++) {
@@ -91,47 +100,31 @@ class QueryBlock {
       for (int64_t r = 0; r < rows; r++)
         store_numbers(target + r * kTileDepth,
                       load_numbers(query + r * stride + step * kTileDepth, head_dim - step * kTileDepth));
-      for (int64_t r = rows; r < kQueries; r++) store_numbers(target + r * kTileDepth, UInt{});
+      for (int64_t r = rows; r < kRowsAtOnce; r++) store_numbers(target + r * kTileDepth, UInt{});
     }
   }
 
   template <int kRows>
   void work_out(const AttentionParams& p, const PackedHead& packed, int64_t keys, int64_t rows, BFloat16* output,
                 float* logsumexp) {
-    for (int64_t key = 0; key < keys; key += kBlockKeys) {
-      const int64_t count = minimum(kBlockKeys, keys - key), steps = ceil_div(count, kStepKeys);
-      score<kRows>(p, packed, key / kStepKeys, count, 0);
-      for (int64_t step = 0; step < steps; step++) {
-        // Ahead, so that the tile unit is at work while probabilities are.
-        const int64_t left = count - step * kStepKeys;
-        if (left > kStepKeys) score<kRows>(p, packed, key / kStepKeys + step + 1, left - kStepKeys, (step + 1) % 2);
-        for_pairs_or_half(left, [&](auto pairs) {
-          exponentiate<kRows, decltype(pairs)::value>(scores_of(step % 2), nullptr, probabilities_of(step));
-        });
-      }
-      add_values<kRows>(p, packed, key / kStepKeys, steps, key > 0);
-    }
-    for (int64_t r = 0; r < kRows * kTile; r++) tops_[r] = 0;
-    uint32_t wanted = static_cast<uint32_t>((uint64_t{1} << rows) - 1);
-    wanted = write<kRows>(p, wanted, output, logsumexp);
-    if (wanted == 0) return;
-    work_out_large<kRows>(p, packed, keys);
-    write<kRows>(p, wanted, output, logsumexp);
+    multiply<kRows>(p, packed, keys, false);
+    const uint32_t all = static_cast<uint32_t>((uint64_t{1} << rows) - 1);
+    const uint32_t doubtful = write<kRows>(p, all, output, logsumexp);
+    if (doubtful == 0) return;
+    multiply<kRows>(p, packed, keys, true);
+    write<kRows>(p, doubtful, output, logsumexp);
   }
 
-  // The same for scores of any size.
+  // The output, not yet divided by the sums; with `large`, of scores of any size.
   template <int kRows>
-  void work_out_large(const AttentionParams& p, const PackedHead& packed, int64_t keys) {
-    for (float& top : tops_) top = -INFINITY;
+  void multiply(const AttentionParams& p, const PackedHead& packed, int64_t keys, bool large) {
+    for (float& top : tops_) top = large ? -INFINITY : 0;
     for (int64_t key = 0; key < keys; key += kBlockKeys) {
       const int64_t count = minimum(kBlockKeys, keys - key), steps = ceil_div(count, kStepKeys);
       for (int64_t step = 0; step < steps; step++)
         score<kRows>(p, packed, key / kStepKeys + step, count - step * kStepKeys, step);
-      raise_tops<kRows>(count, key > 0);
-      for (int64_t step = 0; step < steps; step++)
-        for_pairs_or_half(count - step * kStepKeys, [&](auto pairs) {
-          exponentiate<kRows, decltype(pairs)::value>(scores_of(step), shifts_, probabilities_of(step));
-        });
+      if (large) raise_tops<kRows>(count, key > 0);
+      exponentiate<kRows>(count, large ? shifts_ : nullptr, key > 0);
       add_values<kRows>(p, packed, key / kStepKeys, steps, key > 0);
     }
   }
@@ -172,19 +165,37 @@ class QueryBlock {
     if (tile < value_tiles_) add_columns(TileSums<kRows, 1>{}, tile);
   }
 
-  // Scores of a step become probabilities, less the `shifts` of their queries if there are any.
-  template <int kRows, bool kPairs>
-  FASTDIFF_INLINE void exponentiate(const float* scores, const float* shifts, BFloat16* probabilities) const {
+  // Scores of `count` keys become probabilities, less the `shifts` of their queries if there are any, which are added
+  // to the sums, or begin them. A row of probabilities is half as long as one of scores: it falls behind what is still
+  // to be read.
+  template <int kRows>
+  void exponentiate(int64_t count, const float* shifts, bool add) {
+    const int64_t whole_steps = count / kStepKeys, rest = count % kStepKeys;
+    const auto valid_first = first_lanes(minimum(rest, kTile)), valid_second = first_lanes(rest - kTile);
     const Float scale = broadcast(scale_);
     for (int64_t r = 0; r < kRows * kTile; r++) {
       const Float shift = broadcast(shifts ? shifts[r] : 0);
-      const auto power_at = [&](int64_t i) FASTDIFF_INLINE_LAMBDA {
-        return power_of_two_to_cut(multiply_add(load(scores + r * kStepKeys + i), scale, -shift));
+      const auto power_at = [&](int64_t step, int64_t i) FASTDIFF_INLINE_LAMBDA {
+        return power_of_two_by_floor(multiply_add(load(scores_of(step) + r * kStepKeys + i), scale, -shift));
       };
-      const Float second = kPairs ? power_at(kTile) : Float{};
-      store_numbers(probabilities + r * kTileDepth, cut_to_pairs(power_at(0), second));
+      float* target = sums_ + r * kLanes;
+      Float sum = add ? load(target) : Float{};
+      for (int64_t step = 0; step < whole_steps; step++) {
+        const Float first = power_at(step, 0), second = power_at(step, kTile);
+        sum += first + second;
+        store_numbers(probabilities_of(step) + r * kTileDepth, round_to_pairs(first, second));
+      }
+      if (rest > 0) {
+        const Float first = power_at(whole_steps, 0), second = rest > kTile ? power_at(whole_steps, kTile) : Float{};
+        sum = _mm512_mask_add_ps(sum, valid_first, sum, first);
+        sum = _mm512_mask_add_ps(sum, valid_second, sum, second);
+        store_numbers(probabilities_of(whole_steps) + r * kTileDepth, round_to_pairs(first, second));
+      }
+      store(target, sum);
     }
   }
+
+  static __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << maximum(count, 0)) - 1); }
 
   // Makes up what each query's scores have subtracted, before a block of them is exponentiated, and rescales the output
   // of earlier blocks to that.
@@ -192,7 +203,7 @@ class QueryBlock {
   void raise_tops(int64_t count, bool rescale) {
     const auto larger_lanes = [](Float a, Float b) FASTDIFF_INLINE_LAMBDA { return larger(a, b); };
     const int64_t vectors = ceil_div(count, kTile);
-    const auto valid = static_cast<__mmask16>((1u << (count - (vectors - 1) * kTile)) - 1);
+    const __mmask16 valid = first_lanes(count - (vectors - 1) * kTile);
     for (int64_t r = 0; r < kRows * kTile; r++) {
       const auto scores = [&](int64_t vector) { return scores_of(vector / 2) + r * kStepKeys + vector % 2 * kTile; };
       float* last = scores(vectors - 1);
@@ -207,6 +218,7 @@ class QueryBlock {
       const float factor = power_of_two_or_zero(broadcast(before - shifts_[r]))[0];
       for (float* d = output_ + r * output_stride_; d < output_ + (r + 1) * output_stride_; d += kLanes)
         store(d, load(d) * factor);
+      store(sums_ + r * kLanes, load(sums_ + r * kLanes) * factor);
     }
   }
 
@@ -221,7 +233,8 @@ class QueryBlock {
       for (int64_t r = 0; r < kTile; r++) sums[r] = output_[(tile * kTile + r) * output_stride_ + p.head_dim];
       const Float sum = load(sums);
       store(reciprocals, 1 / sum);
-      store(logarithms, (load(tops_ + tile * kTile) + logarithm_to_base_2(sum)) * (1 / kLog2e));
+      const Float logarithm = logarithm_to_base_2(sums_of_rows(sums_ + tile * kTile * kLanes));
+      store(logarithms, (load(tops_ + tile * kTile) + logarithm) * (1 / kLog2e));
       const __mmask16 good = _mm512_cmp_ps_mask(sum, _mm512_set1_ps(kLeastSum), _CMP_GE_OQ) &
                              _mm512_cmp_ps_mask(sum, _mm512_set1_ps(kGreatestSum), _CMP_LE_OQ);
       doubtful |= static_cast<uint32_t>(static_cast<__mmask16>(~good)) << (tile * kTile);
@@ -237,12 +250,36 @@ class QueryBlock {
     return doubtful & rows;
   }
 
+  // Of 16 rows of 16, a lane each.
+  static Float sums_of_rows(const float* rows) {
+    Float sums[kTile];
+    for (int64_t r = 0; r < kTile; r++) sums[r] = load(rows + r * kLanes);
+    add_neighbours<kLanes / 2>(sums);
+    return sums[0];
+  }
+
+  // Of 2 * kBlock vectors, each two become one: what is left of the first in its lower half, of the second in its
+  // upper.
+  template <int kBlock>
+  FASTDIFF_INLINE static void add_neighbours(Float (&sums)[kTile]) {
+    constexpr std::make_index_sequence<kLanes> lanes{};
+#pragma GCC unroll 8
+    for (int i = 0; i < kBlock; i++) {
+      const Float a = sums[2 * i], b = sums[2 * i + 1];
+      sums[i] = alternate_blocks<kBlock, 0>(a, b, lanes) + alternate_blocks<kBlock, kBlock>(a, b, lanes);
+    }
+    if constexpr (kBlock > 1) add_neighbours<kBlock / 2>(sums);
+  }
+
   // Whether all numbers are finite.
   static bool write_row(const float* source, int64_t columns, float factor, BFloat16* target) {
-    narrow_row(source, columns, factor, target);
     Float nan_if_any = {};
-    int64_t d = 0;
-    for (; d < columns; d += kLanes) nan_if_any += load(source + d) * factor * 0.0f;
+    for (int64_t d = 0; d < columns; d += kTileDepth) {
+      const Float first = load(source + d) * factor, second = load(source + d + kTile) * factor;
+      nan_if_any = multiply_add(first, Float{}, multiply_add(second, Float{}, nan_if_any));
+      const auto present = static_cast<__mmask32>(columns - d >= kTileDepth ? ~0u : (1u << (columns - d)) - 1);
+      _mm512_mask_storeu_epi16(target + d, present, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+    }
     return _mm512_cmp_ps_mask(nan_if_any, nan_if_any, _CMP_UNORD_Q) == 0;
   }
 
@@ -256,10 +293,10 @@ class QueryBlock {
   int64_t depth_steps_, value_tiles_, output_stride_;
   Scratch<BFloat16> query_;
   Scratch<float> scores_;
-  Scratch<BFloat16> probabilities_;
   Scratch<float> output_;
   float scale_ = 0;
-  alignas(64) float tops_[kQueries] = {}, shifts_[kQueries];
+  // Of the probabilities of every query so far, a sum for each lane; and what its scores have subtracted.
+  alignas(64) float sums_[kRowsAtOnce * kLanes], tops_[kRowsAtOnce], shifts_[kRowsAtOnce];
   TileRegisters registers_;
 };
 

@@ -67,10 +67,10 @@ class PackedHead {
     constexpr uint32_t kOne = 0x3f80;
     for (int64_t d = 0; d <= head_dim; d += kTile)
       for (int64_t i = 0; i < kTile; i++, target += kTileDepth) {
+        const bool first = i < count, second = i + kTile < count;
         const BFloat16* row = values + i * stride + d;
-        UInt pairs =
-            load_pairs(i < count ? row : nullptr, i + kTile < count ? row + kTile * stride : nullptr, head_dim - d);
-        if (head_dim - d < kTile) pairs[head_dim - d] = (i < count ? kOne : 0) | (i + kTile < count ? kOne << 16 : 0);
+        UInt pairs = load_pairs(first ? row : nullptr, second ? row + kTile * stride : nullptr, head_dim - d);
+        if (head_dim - d < kTile) pairs[head_dim - d] = (first ? kOne : 0) | (second ? kOne << 16 : 0);
         store_numbers(target, pairs);
       }
   }
