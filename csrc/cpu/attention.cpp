@@ -8,6 +8,7 @@
 // threads nor on the rest of the batch.
 #include "cpu/attention_blocks.h"
 #include "cpu/attention_schedule.h"
+#include "cpu/flush_to_zero.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {
@@ -193,6 +194,7 @@ class Block {
   RowBlock<E, kQueryBlock> query_;
   Scratch<float> scores_, output_;
   Softmax softmax_[kQueryBlock];
+  FlushToZero flush_;
 };
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "cpu/amx/logarithm.h"
 #include "cpu/amx/packed_head.h"
 #include "cpu/attention_schedule.h"
+#include "cpu/flush_to_zero.h"
 
 namespace fastdiff::cpu {
 namespace avx512_bf16 {
@@ -298,6 +299,7 @@ class QueryBlock {
   // Of the probabilities of every query so far, a sum for each lane; and what its scores have subtracted.
   alignas(64) float sums_[kRowsAtOnce * kLanes], tops_[kRowsAtOnce], shifts_[kRowsAtOnce];
   TileRegisters registers_;
+  FlushToZero flush_;
 };
 
 }  // namespace
