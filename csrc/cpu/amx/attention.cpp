@@ -80,8 +80,12 @@ class QueryBlock {
     auto* output = static_cast<BFloat16*>(p.output) + row * p.head_dim;
     float* logsumexp = p.logsumexp ? p.logsumexp + (sample * p.heads + head) * p.query_length + first : nullptr;
     if (keys == 0) return write_zeros(p, rows, output, logsumexp);
-    gather(head_of<BFloat16>(p.query, sample, head) + first * p.query.token_stride, p.query.token_stride, rows,
-           p.head_dim);
+    const int64_t stride = p.query.token_stride;
+    const auto* query = head_of<BFloat16>(p.query, sample, head) + first * stride;
+    gather(query, stride, rows, p.head_dim);
+    // Of the next head, whose turn may be next: early enough for rows that lie in memory.
+    prefetch_rows(query + p.query.head_stride, stride, rows, p.head_dim);
+    prefetch_rows(output + p.head_dim, p.heads * p.head_dim, rows, p.head_dim);
     scale_ = p.scale * kLog2e;
     if (rows > kTile) {
       work_out<2>(p, packed, keys, rows, output, logsumexp);
