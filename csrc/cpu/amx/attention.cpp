@@ -24,7 +24,7 @@ namespace {
 // Scores that stay in the L1 cache, with room for the tiles that they meet. All of them before all probabilities: while
 // the tile unit is at work, vectors of 512 bits have one execution port instead of two, so that doing both at once
 // gains nothing.
-constexpr int64_t kBlockSteps = 4;
+constexpr int64_t kBlockSteps = 5;
 constexpr int64_t kBlockKeys = kBlockSteps * kStepKeys;
 
 // Sums of powers of two between these lose nothing: a probability that counts is far above the least normal number, and
