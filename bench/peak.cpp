@@ -1,7 +1,7 @@
 // What the arithmetic units of one core can do at most, for "% peak" in the benchmark's tables.
 //
 // Prints a line for each kind of product, "fp32 GFLOP/s" and, where the instruction set has them, "bf16 GFLOP/s":
-// products of bfloat16 pairs, summed in float32. Built and run by bench/peak.py.
+// products of bfloat16 pairs, summed in float32, of vectors or of tiles. Built and run by bench/peak.py.
 
 #include <algorithm>
 #include <chrono>
@@ -12,6 +12,11 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#endif
+
+#if defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace {
@@ -63,17 +68,55 @@ double time_chains(long steps, Step step) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// GFLOP/s of `step`, which is `flops` operations: the best of many short runs, since what disturbs one makes it slower.
-template <class Step>
-double best_of_runs(int flops, Step step) {
+// GFLOP/s of a run of `flops` operations that measures its own seconds: the best of many short ones, since what
+// disturbs one makes it slower.
+template <class Run>
+double best_of_runs(double flops, Run run) {
   constexpr int kRuns = 1000;
-  constexpr long kSteps = 1 << 15;  // a fraction of the time slice that another program would take
   double best = 0;
-  for (int run = 0; run < kRuns; ++run) {
-    best = std::max(best, 1e-9 * flops * kChains * kSteps / time_chains(kSteps, step));
-  }
+  for (int i = 0; i < kRuns; ++i) best = std::max(best, 1e-9 * flops / run());
   return best;
 }
+
+constexpr long kSteps = 1 << 15;  // a fraction of the time slice that another program would take
+
+// GFLOP/s of `step`, which is `flops` operations.
+template <class Step>
+double best_of_chains(int flops, Step step) {
+  return best_of_runs(1.0 * flops * kChains * kSteps, [=] { return time_chains(kSteps, step); });
+}
+
+#if defined(__AMX_BF16__)
+// The largest tiles: 16 rows of 32 numbers times 16 rows of 16 pairs. Four chains keep the unit busy.
+double best_of_tiles() {
+  syscall(SYS_arch_prctl, 0x1023, 18);  // asks Linux to save the tiles of this process
+  struct alignas(64) {
+    unsigned char palette = 1, start_row = 0, reserved[14] = {};
+    unsigned short row_bytes[16] = {64, 64, 64, 64, 64, 64};
+    unsigned char rows[16] = {16, 16, 16, 16, 16, 16};
+  } shapes;
+  asm volatile("" : : "r"(&shapes) : "memory");  // the intrinsic of GCC tells the compiler of 8 of these 64 bytes
+  _tile_loadconfig(&shapes);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  const double best = best_of_runs(4 * 2.0 * 16 * 16 * 32 * kSteps, [] {
+    const auto start = std::chrono::steady_clock::now();
+    for (long i = 0; i < kSteps; ++i) {
+      _tile_dpbf16ps(0, 4, 5);
+      _tile_dpbf16ps(1, 4, 5);
+      _tile_dpbf16ps(2, 4, 5);
+      _tile_dpbf16ps(3, 4, 5);
+    }
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  });
+  _tile_release();
+  return best;
+}
+#endif
 
 }  // namespace
 
@@ -81,10 +124,12 @@ int main() {
   volatile float half = 0.5F;  // a factor that the compiler does not know; the sums stay finite and normal
   const Vector factor = fill(half);
   const auto fp32 = [=](Vector sum) { return multiply_add(sum, factor, factor); };
-  std::printf("fp32 %.2f\n", best_of_runs(2 * kLanes, fp32));
-#if defined(__AVX512BF16__)
+  std::printf("fp32 %.2f\n", best_of_chains(2 * kLanes, fp32));
+#if defined(__AMX_BF16__)
+  std::printf("bf16 %.2f\n", best_of_tiles());
+#elif defined(__AVX512BF16__)
   const __m512bh pairs = _mm512_cvtne2ps_pbh(factor, factor);
   const auto bf16 = [=](Vector sum) { return _mm512_dpbf16_ps(sum, pairs, pairs); };
-  std::printf("bf16 %.2f\n", best_of_runs(4 * kLanes, bf16));
+  std::printf("bf16 %.2f\n", best_of_chains(4 * kLanes, bf16));
 #endif
 }

@@ -18,7 +18,9 @@ _SOURCE = Path(__file__).with_name("peak.cpp")
 # to one that it knows, and may leave out what the kernels use.
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
-FLAGS = {"portable": (), "avx2": _AVX2, "avx512": _AVX512, "avx512_bf16": (*_AVX512, "-mavx512bf16")}
+_AVX512_BF16 = (*_AVX512, "-mavx512bf16")
+_AMX = (*_AVX512_BF16, "-mamx-tile", "-mamx-bf16")
+FLAGS = {"portable": (), "avx2": _AVX2, "avx512": _AVX512, "avx512_bf16": _AVX512_BF16, "amx": _AMX}
 
 
 @dataclass(frozen=True)

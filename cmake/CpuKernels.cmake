@@ -15,19 +15,33 @@ set(cpu_kernel_sources
   csrc/cpu/sampler_step.cpp
   csrc/cpu/table.cpp
   csrc/cpu/timestep_embedding.cpp)
+# Those that multiply matrices once more, for the tile unit; all others are those of avx512_bf16.
+set(cpu_kernel_sources_amx
+  csrc/cpu/amx/attention.cpp
+  csrc/cpu/amx/table.cpp)
 set(cpu_isas portable)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   list(APPEND cpu_isas avx2 avx512 avx512_bf16)
+  include(CheckCXXCompilerFlag)
+  check_cxx_compiler_flag("-mamx-tile -mamx-bf16" FASTDIFF_COMPILER_HAS_AMX)
+  if(FASTDIFF_COMPILER_HAS_AMX AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
+    list(APPEND cpu_isas amx)
+  endif()
 endif()
 set(cpu_flags_portable "")
 set(cpu_flags_avx2 -mavx2 -mfma -mf16c)
 set(cpu_flags_avx512 ${cpu_flags_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
 set(cpu_flags_avx512_bf16 ${cpu_flags_avx512} -mavx512bf16)
+set(cpu_flags_amx ${cpu_flags_avx512_bf16} -mamx-tile -mamx-bf16)
 
 add_library(fastdiff_cpu_kernels INTERFACE)
 foreach(isa ${cpu_isas})
   set(target fastdiff_cpu_${isa})
-  add_library(${target} OBJECT ${cpu_kernel_sources})
+  set(sources ${cpu_kernel_sources})
+  if(DEFINED cpu_kernel_sources_${isa})
+    set(sources ${cpu_kernel_sources_${isa}})
+  endif()
+  add_library(${target} OBJECT ${sources})
   target_include_directories(${target} PRIVATE csrc)
   target_compile_definitions(${target} PRIVATE FASTDIFF_ISA=${isa})
   # No -ffast-math: NaN and infinity must come out as they go in. -Wno-psabi: vectors never cross a library's edge.
@@ -37,3 +51,6 @@ foreach(isa ${cpu_isas})
   target_link_libraries(fastdiff_cpu_kernels INTERFACE ${target})
   target_sources(fastdiff_cpu_kernels INTERFACE $<TARGET_OBJECTS:${target}>)
 endforeach()
+if(amx IN_LIST cpu_isas)
+  target_compile_definitions(fastdiff_cpu_kernels INTERFACE FASTDIFF_AMX)
+endif()

@@ -7,41 +7,44 @@
 // A block is fixed by its place in its own sample and head, so the bits of a result depend neither on the number of
 // threads nor on the rest of the batch.
 #include "cpu/attention_blocks.h"
+#include "cpu/attention_schedule.h"
+#include "cpu/flush_to_zero.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {
 
-// Below this many multiplications, waking a thread costs more than it saves.
-constexpr int64_t kSerialProducts = 1 << 18;
-
-// Elements of packed keys and values to hold at once, where one head alone does not need more.
-constexpr int64_t kPackedElements = int64_t{8} << 20;
-
 // The keys and values of one (sample, key head), packed block by block: keys as columns, values as rows.
-template <class E>
-struct PackedHead {
-  E *keys, *values;
+template <class T>
+class PackedHead {
+ public:
+  using Element = Factor<T>;
 
-  static int64_t key_block_size(const AttentionParams& p) { return kKeyBlock * ceil_div(p.head_dim, kTerms<E>); }
-  static int64_t value_block_size(const AttentionParams& p) { return kKeyBlock / kTerms<E> * lanes_of(p.head_dim); }
   static int64_t size(const AttentionParams& p) { return blocks(p) * (key_block_size(p) + value_block_size(p)); }
   static int64_t blocks(const AttentionParams& p) { return ceil_div(p.kv_length, kKeyBlock); }
 
-  PackedHead(const AttentionParams& p, E* memory) : keys(memory), values(memory + blocks(p) * key_block_size(p)) {}
+  PackedHead(const AttentionParams& p, Element* memory)
+      : keys_(memory), values_(memory + blocks(p) * key_block_size(p)) {}
 
-  E* key_block(const AttentionParams& p, int64_t block) const { return keys + block * key_block_size(p); }
-  E* value_block(const AttentionParams& p, int64_t block) const { return values + block * value_block_size(p); }
+  Element* key_block(const AttentionParams& p, int64_t block) const { return keys_ + block * key_block_size(p); }
+  Element* value_block(const AttentionParams& p, int64_t block) const { return values_ + block * value_block_size(p); }
+
+  void pack(const AttentionParams& p, int64_t sample, int64_t kv_head, int64_t block) const {
+    const int64_t first = block * kKeyBlock, count = minimum(kKeyBlock, keys_of(p, sample) - first);
+    if (count <= 0) return;
+    pack_columns(head_of<T>(p.key, sample, kv_head) + first * p.key.token_stride, p.key.token_stride, count, p.head_dim,
+                 key_block(p, block));
+    pack_rows(head_of<T>(p.value, sample, kv_head) + first * p.value.token_stride, p.value.token_stride, count,
+              p.head_dim, value_block(p, block));
+  }
+
+ private:
+  static int64_t key_block_size(const AttentionParams& p) { return kKeyBlock * ceil_div(p.head_dim, kTerms<Element>); }
+  static int64_t value_block_size(const AttentionParams& p) {
+    return kKeyBlock / kTerms<Element> * lanes_of(p.head_dim);
+  }
+
+  Element *keys_, *values_;
 };
-
-template <class T, class E>
-void pack_block(const AttentionParams& p, int64_t sample, int64_t kv_head, int64_t block, const PackedHead<E>& packed) {
-  const int64_t first = block * kKeyBlock, count = minimum(kKeyBlock, keys_of(p, sample) - first);
-  if (count <= 0) return;
-  pack_columns(head_of<T>(p.key, sample, kv_head) + first * p.key.token_stride, p.key.token_stride, count, p.head_dim,
-               packed.key_block(p, block));
-  pack_rows(head_of<T>(p.value, sample, kv_head) + first * p.value.token_stride, p.value.token_stride, count,
-            p.head_dim, packed.value_block(p, block));
-}
 
 // What is known of a query's softmax so far: the largest score, and the sum of 2^(score - top). Scores are logarithms
 // to base 2.
@@ -122,6 +125,8 @@ class Block {
   using E = Factor<T>;
 
  public:
+  static constexpr int64_t kQueries = kQueryBlock;
+
   explicit Block(const AttentionParams& p)
       : depth_(ceil_div(p.head_dim, kTerms<E>)),
         columns_(lanes_of(p.head_dim)),
@@ -130,7 +135,7 @@ class Block {
         output_(kQueryBlock * columns_) {}
 
   // Rows [first, first + rows) of one head of the output.
-  void run(const AttentionParams& p, const PackedHead<E>& packed, int64_t sample, int64_t head, int64_t first,
+  void run(const AttentionParams& p, const PackedHead<T>& packed, int64_t sample, int64_t head, int64_t first,
            int64_t rows) {
     const T* query = head_of<T>(p.query, sample, head) + first * p.query.token_stride;
     query_.gather(query, p.query.token_stride, rows, p.head_dim);
@@ -145,7 +150,7 @@ class Block {
   }
 
  private:
-  void add_keys(const AttentionParams& p, const PackedHead<E>& packed, int64_t block, int64_t count, int64_t rows) {
+  void add_keys(const AttentionParams& p, const PackedHead<T>& packed, int64_t block, int64_t count, int64_t rows) {
     const int64_t vectors = ceil_div(count, kLanes);
     multiply<false>(query_.left(), rows, packed.key_block(p, block), depth_, count, scores_, kKeyBlock,
                     p.scale * kLog2e);
@@ -189,52 +194,16 @@ class Block {
   RowBlock<E, kQueryBlock> query_;
   Scratch<float> scores_, output_;
   Softmax softmax_[kQueryBlock];
+  FlushToZero flush_;
 };
-
-// Packed keys and values of a sample that stay in the L2 cache together, in bytes.
-constexpr int64_t kSharedBytes = int64_t{256} << 10;
-
-template <class T>
-void forward(const AttentionParams& p, const Threads& threads) {
-  using E = Factor<T>;
-  using Head = PackedHead<E>;
-  const int64_t units = p.batch * p.kv_heads, group = p.heads / p.kv_heads;
-  const int64_t query_blocks = ceil_div(p.query_length, kQueryBlock), key_blocks = Head::blocks(p);
-  const int64_t size = Head::size(p);
-  // Neighbouring heads share cache lines of the queries and of the output: a block of queries goes through all heads,
-  // unless their keys and values would push each other out of the cache.
-  const bool fits = p.kv_heads * size * static_cast<int64_t>(sizeof(E)) <= kSharedBytes;
-  const int64_t heads_in_turn = fits ? p.heads : 1, whole = fits ? p.kv_heads : 1;
-  const int64_t at_once = minimum(units, maximum(1, size ? kPackedElements / (size * whole) : units) * whole);
-  const Scratch<E> memory(at_once * size);
-  for (int64_t first = 0; first < units; first += at_once) {
-    const int64_t count = minimum(at_once, units - first);
-    const auto packed = [&](int64_t i) { return Head(p, memory + i * size); };
-    parallel_for(threads, count * key_blocks, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t unit = first + i / key_blocks;
-        pack_block<T>(p, unit / p.kv_heads, unit % p.kv_heads, i % key_blocks, packed(i / key_blocks));
-      }
-    });
-    parallel_for(threads, count * group * query_blocks, [&](int64_t begin, int64_t end) {
-      Block<T> block(p);
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t turn = heads_in_turn * query_blocks, row = i % turn / heads_in_turn * kQueryBlock;
-        const int64_t local = i / turn * heads_in_turn + i % heads_in_turn, head = first * group + local;
-        block.run(p, packed(local / group), head / p.heads, head % p.heads, row,
-                  minimum(kQueryBlock, p.query_length - row));
-      }
-    });
-  }
-}
 
 }  // namespace
 
-void attention(const AttentionParams& p, const Threads& available) {
-  if (p.batch * p.heads * p.query_length * p.head_dim == 0) return;
-  const bool serial = p.batch * p.heads * p.query_length * p.kv_length * p.head_dim < kSerialProducts;
-  const Threads threads{serial ? 1 : available.count, available.run};
-  with_element_type(p.dtype, [&](auto element) { forward<decltype(element)>(p, threads); });
+void attention(const AttentionParams& p, const Threads& threads) {
+  with_element_type(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    attend<PackedHead<T>, Block<T>>(p, threads);
+  });
 }
 
 }  // namespace fastdiff::cpu::FASTDIFF_ISA

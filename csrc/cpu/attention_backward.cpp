@@ -8,6 +8,7 @@
 // added in the order of the parts. The cut follows from the sizes of one sample alone, so the bits of a gradient depend
 // neither on the number of threads nor on the rest of the batch.
 #include "cpu/attention_blocks.h"
+#include "cpu/flush_to_zero.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {
@@ -228,6 +229,7 @@ class QueryBlock {
   Scratch<float> dquery_;
   Scores<E> scores_;
   float delta_[kQueries<E>], logsumexp_[kQueries<E>];
+  FlushToZero flush_;
 };
 
 template <class T>

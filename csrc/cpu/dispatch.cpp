@@ -3,6 +3,12 @@
 
 #include "cpu/kernels.h"
 
+#if defined(FASTDIFF_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace fastdiff::cpu {
 
 // csrc/cpu/table.cpp, compiled once for each instruction set.
@@ -18,6 +24,10 @@ Kernels table();
 namespace avx512_bf16 {
 Kernels table();
 }
+// csrc/cpu/amx/table.cpp
+namespace amx {
+Kernels table();
+}
 
 namespace {
 
@@ -27,6 +37,18 @@ struct Candidate {
   Kernels (*table)();
   bool supported;
 };
+
+#if defined(FASTDIFF_AMX)
+// Whether there is a tile unit that multiplies bfloat16, and Linux lets this process use it: its registers are so large
+// that it must be asked to save them, once for all threads.
+bool may_use_tiles() {
+  constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || ~edx & (kBf16 | kTiles)) return false;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 // From the least to the most capable.
 std::vector<Candidate> candidates() {
@@ -39,7 +61,12 @@ std::vector<Candidate> candidates() {
   // Every processor with AVX2 has F16C, which older compilers cannot ask for by name.
   all.push_back({"avx2", avx2::table, avx2});
   all.push_back({"avx512", avx512::table, avx512});
-  all.push_back({"avx512_bf16", avx512_bf16::table, avx512 && __builtin_cpu_supports("avx512bf16")});
+  const bool products = avx512 && __builtin_cpu_supports("avx512bf16");
+  all.push_back({"avx512_bf16", avx512_bf16::table, products});
+#if defined(FASTDIFF_AMX)
+  static const bool tiles = may_use_tiles();
+  all.push_back({"amx", amx::table, products && tiles});
+#endif
 #endif
   return all;
 }

@@ -141,6 +141,59 @@ def test_many_queries(dtype) -> None:
     assert all(torch.equal(of_batch[1:], result) for of_batch, result in zip(ours, alone, strict=True))
 
 
+@pytest.mark.parametrize("head_dim", (15, 16, 17, 31, 32, 33, 63, 65))
+def test_edges_of_tiles(device: Backend, head_dim) -> None:
+    """Rows, columns and depths around the 16 and 32 of a tile, and one of each."""
+
+    def draw():
+        results = {}
+        for queries, keys in ((1, 1), (15, 17), (16, 16), (17, 15), (31, 33), (33, 31), (129, 129)):
+            operands = make((1, queries, 2, keys, 2, head_dim), torch.bfloat16, device=device.device)
+            doutput = torch.randn_like(operands[0])
+            ours = run(device, operands)[0], *run_backward(device, operands, doutput)
+            eager = reference.attention(*operands), *define_backward(operands, doutput)
+            wide = [operand.double() for operand in operands]
+            exact = reference.attention(*wide), *define_backward(wide, doutput.double())
+            for name, *of_name in zip(("output", "dquery", "dkey", "dvalue"), ours, eager, exact, strict=True):
+                results[f"{name} of {queries} queries and {keys} keys"] = tuple(of_name)
+        return results
+
+    assert_draws_as_exact(draw, elements=2 * head_dim)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_score_ranges_share_a_block(device: Backend, dtype) -> None:
+    """A query keeps its bits, whatever the scores of its neighbours and however small or large its own."""
+    query, key, value = make((1, 40, 1, 200, 1, 40), dtype, device=device.device)
+    factors = torch.ones(40, device=device.device)
+    factors[::3] = 40.0
+    key = key + 1
+    mixed = (query * factors[:, None, None]).to(dtype)
+    mixed[0, 4] = -12.0
+    mixed[0, 5] = 12.0
+    plain, plain_logsumexp = run(device, (query, key, value))
+    output, logsumexp = run(device, (mixed, key, value))
+    kept = [i for i in range(40) if i % 3 and i not in (4, 5)]
+    assert torch.equal(output[:, kept], plain[:, kept]) and torch.equal(
+        logsumexp[..., kept], plain_logsumexp[..., kept]
+    )
+    exact = reference.attention(*(operand.double() for operand in (mixed, key, value)))
+    eager = reference.attention(mixed, key, value)
+    errors = [(result.double() - exact).square().mean().sqrt() for result in (output, eager)]
+    assert errors[0] <= 2 * errors[1] + 1e-6
+    scores = torch.einsum("bihd,bjhd->bhij", mixed.double(), key.double()) * 40**-0.5
+    tolerance = 1e-4 if dtype != torch.bfloat16 else 4e-3  # of bfloat16, rounded probabilities may be what is summed
+    torch.testing.assert_close(logsumexp.double(), scores.logsumexp(-1), rtol=1e-5, atol=tolerance)
+
+
+def test_values_near_the_largest_number(device: Backend) -> None:
+    """Weights of 2^40 and such must not meet them."""
+    query, key, value = make((1, 20, 1, 50, 1, 16), torch.bfloat16, device=device.device)
+    query, key = query.abs() + 2.5, key * 0.1 + 2.5
+    output, _ = run(device, (query, key, torch.full_like(value, 2.0**120)))
+    torch.testing.assert_close(output, torch.full_like(output, 2.0**120))
+
+
 def test_logsumexp(device: Backend) -> None:
     for dtype, keys in ((torch.float32, 200), (torch.float16, 100)):
         operands = query, key, _ = make((2, 30, 2, keys, 2, 40), dtype, device=device.device)
@@ -345,7 +398,9 @@ print(digest.hexdigest())
 
 @pytest.mark.parametrize("isa", fastdiff.build_info().get("cpu_isas_built", []))
 def test_every_instruction_set(isa) -> None:
-    instruction_sets.run_tests(isa, __file__, "forward or wide or large or low or many or lengths or infinity")
+    instruction_sets.run_tests(
+        isa, __file__, "forward or wide or large or low or many or lengths or infinity or edges or ranges or near"
+    )
 
 
 @pytest.mark.parametrize(
