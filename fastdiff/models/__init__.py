@@ -1,5 +1,21 @@
 """The networks of the field on the fused ops, with diffusers' configuration and state_dict keys."""
 
+from fastdiff.models.autoencoder import DecoderOutput
+from fastdiff.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, AutoencoderKLOutput
+from fastdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig, AutoencoderTinyOutput
+from fastdiff.models.diagonal_gaussian import DiagonalGaussianDistribution
 from fastdiff.models.unet_2d import UNet2DConfig, UNet2DModel, UNet2DOutput
 
-__all__ = ["UNet2DConfig", "UNet2DModel", "UNet2DOutput"]
+__all__ = [
+    "AutoencoderKL",
+    "AutoencoderKLConfig",
+    "AutoencoderKLOutput",
+    "AutoencoderTiny",
+    "AutoencoderTinyConfig",
+    "AutoencoderTinyOutput",
+    "DecoderOutput",
+    "DiagonalGaussianDistribution",
+    "UNet2DConfig",
+    "UNet2DModel",
+    "UNet2DOutput",
+]
