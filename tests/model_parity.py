@@ -87,8 +87,9 @@ def assert_close_in_float32(actual: Tensor, expected: Tensor, roundings: float =
 
 
 class LayoutFlips(TorchDispatchMode):
-    """The operations inside that copy a feature map, or that give one which is not channels-last."""
+    """The operations inside that copy a feature map or its tokens, or that give a map which is not channels-last."""
 
+    COPIES = ("aten.clone", "aten._to_copy", "aten.copy_", "aten.contiguous")
     MAPS = ("convolution", "cat", "group_norm_silu", "upsample", "constant_pad", "add.Tensor")
 
     def __init__(self) -> None:
@@ -99,14 +100,13 @@ class LayoutFlips(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         name = str(function)
-        if any(copy in name for copy in ("aten.clone", "aten._to_copy", "aten.copy_", "aten.contiguous")):
-            self.found.append(name)
-        if any(word in name for word in self.MAPS):
-            for x in _tensors(result):
-                if x.dim() == 4 and x.shape[1] > 1 and x.shape[2] * x.shape[3] > 1:
-                    self.maps += 1
-                    if not x.is_contiguous(memory_format=torch.channels_last):
-                        self.found.append(f"{name} -> {x.stride()}")
+        for x in _tensors(result):
+            if any(copy in name for copy in self.COPIES) and x.dim() > 2:
+                self.found.append(name)
+            if any(word in name for word in self.MAPS) and x.dim() == 4:
+                self.maps += 1
+                if not x.is_contiguous(memory_format=torch.channels_last):
+                    self.found.append(f"{name} -> {x.stride()}")
         return result
 
 

@@ -5,6 +5,7 @@ from fastdiff.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, A
 from fastdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig, AutoencoderTinyOutput
 from fastdiff.models.diagonal_gaussian import DiagonalGaussianDistribution
 from fastdiff.models.unet_2d import UNet2DConfig, UNet2DModel, UNet2DOutput
+from fastdiff.models.unet_2d_condition import UNet2DConditionConfig, UNet2DConditionModel, UNet2DConditionOutput
 
 __all__ = [
     "AutoencoderKL",
@@ -15,6 +16,9 @@ __all__ = [
     "AutoencoderTinyOutput",
     "DecoderOutput",
     "DiagonalGaussianDistribution",
+    "UNet2DConditionConfig",
+    "UNet2DConditionModel",
+    "UNet2DConditionOutput",
     "UNet2DConfig",
     "UNet2DModel",
     "UNet2DOutput",
