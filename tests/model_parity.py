@@ -31,18 +31,11 @@ def twins(theirs: nn.Module, ours: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 
 def assert_parity(theirs: nn.Module, ours: nn.Module, call: Call, inputs: Mapping[str, Tensor]) -> None:
-    """The reference in float64 as diffusers, the kernels as near to that as diffusers in the same dtype.
+    """The reference is diffusers in float64, and the kernels are as near to that as diffusers in the same dtype.
 
-    Both models are left in bfloat16.
+    Values and gradients. Both models are left in bfloat16.
     """
-    exact = _run(theirs.double(), call, _cast(inputs, torch.float64))
-    with fastdiff.use_reference():
-        in_double = _run(ours.double(), call, _cast(inputs, torch.float64))
-    largest = max(value.abs().max().item() for name, value in exact.items() if name != "output")
-    for name, value in exact.items():
-        # Some gradients are zero but for rounding, that of a key's bias, say.
-        allowed = 1e-9 * value.abs().max().item() + (0.0 if name == "output" else 1e-12 * largest)
-        assert max_error(in_double[name], value) <= allowed, f"{name} in float64"
+    assert_same_in_float64(theirs, ours, call, inputs)
     for dtype in (torch.float32, torch.bfloat16):
         # The inputs and weights themselves are rounded first, or that would be most of the error.
         rounded = _cast(_cast(inputs, dtype), torch.float64)
@@ -53,6 +46,19 @@ def assert_parity(theirs: nn.Module, ours: nn.Module, call: Call, inputs: Mappin
         assert_as_exact(fused["output"], eager["output"], exact["output"], f"output in {dtype}")
         mine, others = _gradient_error(fused, exact), _gradient_error(eager, exact)
         assert mine <= 2 * others + 1e-6, f"gradients in {dtype}: {mine:.2e} > 2 * {others:.2e}"
+
+
+def assert_same_in_float64(theirs: nn.Module, ours: nn.Module, call: Call, inputs: Mapping[str, Tensor]) -> None:
+    """The reference gives the values and gradients of diffusers. Both models are left in float64."""
+    exact = _run(theirs.double(), call, _cast(inputs, torch.float64))
+    with fastdiff.use_reference():
+        actual = _run(ours.double(), call, _cast(inputs, torch.float64))
+    assert actual.keys() == exact.keys()
+    largest = max(value.abs().max().item() for name, value in exact.items() if name != "output")
+    for name, value in exact.items():
+        # Some gradients are zero but for rounding, that of a key's bias, say.
+        allowed = 1e-9 * value.abs().max().item() + (0.0 if name == "output" else 1e-12 * largest)
+        assert max_error(actual[name], value) <= allowed, name
 
 
 def _gradient_error(actual: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> float:

@@ -89,6 +89,20 @@ def test_sizes_that_do_not_divide(size):
     assert_close_in_float32(ours(inputs["sample"]).sample, theirs(inputs["sample"]).sample)
 
 
+def test_published_widths():
+    """The autoencoder of Stable Diffusion with one layer a block."""
+    config = {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }
+    theirs, ours = (kind(**config).eval() for kind in (diffusers.AutoencoderKL, AutoencoderKL))
+    ours.load_state_dict(theirs.state_dict(), assign=True)
+    with torch.no_grad():
+        for function, inputs in ((encode, image(ours, 1)), (decode, latents(ours, 1, 3, 5))):
+            assert_close_in_float32(function(ours, inputs), function(theirs, inputs))
+
+
 def test_stays_channels_last():
     _, ours = pair("attention_blocks")
     assert_stays_channels_last(ours, encode, image(ours))
@@ -108,12 +122,20 @@ def test_forward_through_mode_and_draws():
     assert_close_in_float32(seeded[1:2], ours(sample[1:2], sample_posterior=True, seeds=[4]).sample)
 
 
-def test_compiled_equals_eager():
+def test_traces_as_one_graph_with_gradients():
     _, ours = pair("one_stage")
     inputs, seeds = image(ours, 1, 16, 16), torch.tensor([5])
-    compiled = torch.compile(lambda x: ours(x, sample_posterior=True, seeds=seeds).sample, fullgraph=True)
-    with torch.no_grad():
-        assert_close_in_float32(compiled(inputs["sample"]), ours(**inputs, sample_posterior=True, seeds=seeds).sample)
+
+    def run(sample):
+        return ours(sample, sample_posterior=True, seeds=seeds).sample
+
+    traced = torch.compile(run, fullgraph=True, backend="aot_eager")
+    gradients = [
+        torch.autograd.grad(function(inputs["sample"]).square().sum(), list(ours.parameters()))
+        for function in (traced, run)
+    ]
+    for actual, expected in zip(*gradients, strict=True):
+        assert_close_in_float32(actual, expected, roundings=200)
 
 
 # The distribution.
