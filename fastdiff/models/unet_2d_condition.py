@@ -453,7 +453,8 @@ class UNet2DConditionModel(PretrainedModel):
             if given[key].dim() != 2 or given[key].shape[0] != batch:
                 raise ValueError(f"{key} must be ({batch}, channels), got shape {tuple(given[key].shape)}")
         text_embeds, time_ids = given["text_embeds"], given["time_ids"]
-        times = self.add_time_proj(time_ids.flatten()).view(batch, -1)
+        times = self.add_time_proj(time_ids.flatten())
+        times = times.view(batch, time_ids.shape[1] * times.shape[1])
         wanted = self.config.projection_class_embeddings_input_dim
         if text_embeds.shape[1] + times.shape[1] != wanted:
             raise ValueError(

@@ -103,6 +103,12 @@ def test_published_widths():
             assert_close_in_float32(function(ours, inputs), function(theirs, inputs))
 
 
+def test_empty_batch():
+    _, ours = pair("three_stages")
+    assert encode(ours, image(ours, 0)).shape[0] == 0
+    assert decode(ours, latents(ours, 0)).shape == (0, 3, 24, 40)
+
+
 def test_stays_channels_last():
     _, ours = pair("attention_blocks")
     assert_stays_channels_last(ours, encode, image(ours))

@@ -69,6 +69,12 @@ def test_published_width():
     assert_close_in_float32(encode(ours, inputs), encode(theirs, inputs))
 
 
+def test_empty_batch():
+    _, ours = pair("small")
+    assert encode(ours, image(ours, 0)).shape[0] == 0
+    assert decode(ours, latents(ours, 0)).shape == (0, 3, 24, 40)
+
+
 def test_stays_channels_last():
     _, ours = pair("small")
     assert_stays_channels_last(ours, encode, image(ours))

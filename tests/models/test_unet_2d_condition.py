@@ -203,6 +203,26 @@ def test_bfloat16_keeps_the_timestep_in_float32():
     assert not torch.equal(call(ours, given | {"timestep": 750}), call(ours, given | {"timestep": 752}))
 
 
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_empty_batch_and_single_sample(name):
+    _, ours = pair(name)
+    given = inputs(name)
+    assert call(ours, {key: x[:0] for key, x in given.items()}).shape == (0, 4, 16, 24)
+    assert_close_in_float32(call(ours, {key: x[1:2] for key, x in given.items()}), call(ours, given)[1:2])
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_autocast_is_as_near_as_diffusers(name):
+    theirs, ours = pair(name, exact_timesteps=True)
+    given = inputs(name)
+    with torch.no_grad():
+        exact = call(theirs, given).double()
+        with torch.autocast("cpu", torch.bfloat16):
+            actual, eager = call(ours, given), call(theirs, given)
+    assert actual.dtype == eager.dtype == torch.bfloat16
+    assert max_error(actual, exact) <= 2 * max_error(eager, exact)
+
+
 @pytest.mark.parametrize("name", ["sd1", "only_cross_attention"])
 def test_padded_texts(name):
     theirs, ours = pair(name, exact_timesteps=True)
