@@ -32,3 +32,33 @@ def require_at_least(least: int, config: Any, *keys: str) -> None:
 
 def require_positive(config: Any, *keys: str) -> None:
     require_at_least(1, config, *keys)
+
+
+def require_entries(config: Any, **allowed: Sequence[Any]) -> None:
+    """Each key holds one of its allowed entries for each of block_out_channels."""
+    for key, values in allowed.items():
+        require_length(config, key)
+        for entry in getattr(config, key):
+            if entry not in values:
+                raise ValueError(f"{key} must hold only {values}, got {entry!r}")
+
+
+def require_length(config: Any, *keys: str) -> None:
+    """Each key that holds a tuple has one entry for each of block_out_channels."""
+    for key in keys:
+        value = getattr(config, key)
+        if isinstance(value, tuple) and len(value) != len(config.block_out_channels):
+            raise ValueError(
+                f"{key} must have one entry for each of block_out_channels {config.block_out_channels}, got {value}"
+            )
+
+
+def require_groups(config: Any) -> None:
+    """norm_num_groups divides the channels of every resolution."""
+    groups = config.norm_num_groups
+    for channels in config.block_out_channels:
+        if not isinstance(groups, int) or groups < 1 or channels % groups:
+            raise ValueError(
+                f"norm_num_groups must divide every entry of block_out_channels {config.block_out_channels}, "
+                f"got {groups}"
+            )

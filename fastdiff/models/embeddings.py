@@ -21,12 +21,47 @@ class GaussianFourierEmbedding(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """The two-layer perceptron behind the raw embedding: (N, in_channels) -> (N, out_channels)."""
+    """The two-layer perceptron behind the raw embedding: (N, in_channels) -> (N, out_channels).
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    Args:
+        condition_channels: width of a second input that is projected and added to the first, such as the embedding of
+            the guidance scale in latent consistency models (arXiv:2310.04378, section 4.2); None is without.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, condition_channels: int | None = None) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(in_channels, out_channels)
+        self.cond_proj = None if condition_channels is None else nn.Linear(condition_channels, in_channels, bias=False)
         self.linear_2 = nn.Linear(out_channels, out_channels)
 
-    def forward(self, embedding: Tensor) -> Tensor:
+    def forward(self, embedding: Tensor, condition: Tensor | None = None) -> Tensor:
+        if self.cond_proj is not None and condition is not None:
+            embedding = embedding + self.cond_proj(condition)
         return self.linear_2(nn.functional.silu(self.linear_1(embedding)))
+
+
+def class_embedding(
+    embed_type: str | None,
+    num_class_embeds: int | None,
+    raw_channels: int,
+    time_channels: int,
+    label_channels: int | None = None,
+) -> nn.Module | None:
+    """What makes of class labels a summand of the time embedding, by diffusers' ``class_embed_type``.
+
+    Args:
+        raw_channels: width of the raw embedding of a timestep, for the labels that "timestep" takes as such.
+        label_channels: width of the labels that "projection" and "simple_projection" take.
+    """
+    if embed_type == "timestep":
+        return TimestepEmbedding(raw_channels, time_channels)
+    if embed_type == "identity":
+        return nn.Identity()
+    if embed_type in ("projection", "simple_projection"):
+        assert label_channels is not None  # checked by the configuration
+        if embed_type == "simple_projection":
+            return nn.Linear(label_channels, time_channels)
+        return TimestepEmbedding(label_channels, time_channels)
+    if num_class_embeds is not None:
+        return nn.Embedding(num_class_embeds, time_channels)
+    return None

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastdiff.models.embeddings import GaussianFourierEmbedding, TimestepEmbedding
+from fastdiff.models import config_checks
+from fastdiff.models.embeddings import GaussianFourierEmbedding, TimestepEmbedding, class_embedding
 from fastdiff.models.pretrained import PretrainedModel
-from fastdiff.models.unet_blocks import BlockSettings, DownBlock2D, UNetMidBlock2D, UpBlock2D
+from fastdiff.models.unet_blocks import Attention, BlockSettings, DownBlock2D, UNetMidBlock2D, UpBlock2D
 from fastdiff.nn import GroupNormSiLU, Timesteps
 
 
@@ -50,38 +53,24 @@ class UNet2DConfig:
     num_train_timesteps: int | None = None
 
     def __post_init__(self) -> None:
-        for key in ("down_block_types", "up_block_types", "block_out_channels"):
-            object.__setattr__(self, key, tuple(getattr(self, key)))  # JSON has lists
-        for key, allowed in (
-            ("time_embedding_type", ("positional", "fourier", "learned")),
-            ("mid_block_type", ("UNetMidBlock2D", None)),
-            ("downsample_padding", (0, 1)),
-            ("downsample_type", ("conv", "resnet")),
-            ("upsample_type", ("conv", "resnet")),
-            ("act_fn", ("silu", "swish")),
-            ("resnet_time_scale_shift", ("default", "scale_shift")),
-            ("class_embed_type", (None, "timestep", "identity")),
-        ):
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"{key} must be one of {allowed}, got {getattr(self, key)!r}")
-        for key, allowed in (
-            ("down_block_types", ("DownBlock2D", "AttnDownBlock2D")),
-            ("up_block_types", ("UpBlock2D", "AttnUpBlock2D")),
-        ):
-            if len(getattr(self, key)) != len(self.block_out_channels):
-                raise ValueError(
-                    f"{key} must have one entry for each of block_out_channels {self.block_out_channels}, "
-                    f"got {getattr(self, key)}"
-                )
-            for block in getattr(self, key):
-                if block not in allowed:
-                    raise ValueError(f"{key} must hold only {allowed}, got {block!r}")
-        for channels in self.block_out_channels:
-            if not isinstance(self.norm_num_groups, int) or channels % self.norm_num_groups:
-                raise ValueError(
-                    f"norm_num_groups must divide every entry of block_out_channels {self.block_out_channels}, "
-                    f"got {self.norm_num_groups}"
-                )
+        config_checks.freeze(self, "down_block_types", "up_block_types", "block_out_channels")
+        config_checks.require_choice(
+            self,
+            time_embedding_type=("positional", "fourier", "learned"),
+            mid_block_type=("UNetMidBlock2D", None),
+            downsample_padding=(0, 1),
+            downsample_type=("conv", "resnet"),
+            upsample_type=("conv", "resnet"),
+            act_fn=("silu", "swish"),
+            resnet_time_scale_shift=("default", "scale_shift"),
+            class_embed_type=(None, "timestep", "identity"),
+        )
+        config_checks.require_entries(
+            self,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("UpBlock2D", "AttnUpBlock2D"),
+        )
+        config_checks.require_groups(self)
         if self.time_embedding_type == "learned" and self.num_train_timesteps is None:
             raise ValueError("num_train_timesteps must be set for time_embedding_type 'learned', got None")
         if self.block_out_channels[0] % 2:
@@ -127,20 +116,25 @@ class UNet2DModel(PretrainedModel):
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.time_proj, raw_channels = _time_projection(config)
         self.time_embedding = TimestepEmbedding(raw_channels, time_channels)
-        self.class_embedding = _class_embedding(config, raw_channels, time_channels)
+        self.class_embedding = class_embedding(
+            config.class_embed_type, config.num_class_embeds, raw_channels, time_channels
+        )
+
+        def attention(channels: int) -> Callable[[int], Attention]:
+            return lambda _: Attention(channels, settings, groups=settings.groups)
 
         self.down_blocks = nn.ModuleList()
         skip_channels = [channels[0]]
         for index, (block_type, out_channels) in enumerate(zip(config.down_block_types, channels, strict=True)):
-            attention, last = block_type == "AttnDownBlock2D", index == len(channels) - 1
+            attends, last = block_type == "AttnDownBlock2D", index == len(channels) - 1
             block = DownBlock2D(
                 skip_channels[-1],
                 out_channels,
                 config.layers_per_block,
                 settings,
-                attention=attention,
+                attention=attention(out_channels) if attends else None,
                 # The block without attention knows the convolution only, as in diffusers.
-                downsample=None if last else config.downsample_type if attention else "conv",
+                downsample=None if last else config.downsample_type if attends else "conv",
                 downsample_padding=config.downsample_padding,
             )
             self.down_blocks.append(block)
@@ -149,25 +143,31 @@ class UNet2DModel(PretrainedModel):
         self.mid_block = None
         if config.mid_block_type is not None:
             norm_groups = None if settings.scale_shift else settings.groups
+            mid_attention = partial(
+                Attention,
+                channels[-1],
+                settings,
+                groups=config.attn_norm_num_groups or norm_groups,
+                output_scale_factor=config.mid_block_scale_factor,
+            )
             self.mid_block = UNetMidBlock2D(
                 channels[-1],
                 settings,
-                attention=config.add_attention,
-                attention_groups=config.attn_norm_num_groups or norm_groups,
+                attention=mid_attention if config.add_attention else None,
                 output_scale_factor=config.mid_block_scale_factor,
             )
 
         self.up_blocks = nn.ModuleList()
         in_channels = channels[-1]
         for index, (block_type, out_channels) in enumerate(zip(config.up_block_types, channels[::-1], strict=True)):
-            attention, last = block_type == "AttnUpBlock2D", index == len(channels) - 1
+            attends, last = block_type == "AttnUpBlock2D", index == len(channels) - 1
             up_block = UpBlock2D(
                 in_channels,
                 [skip_channels.pop() for _ in range(config.layers_per_block + 1)],
                 out_channels,
                 settings,
-                attention=attention,
-                upsample=None if last else config.upsample_type if attention else "conv",
+                attention=attention(out_channels) if attends else None,
+                upsample=None if last else config.upsample_type if attends else "conv",
             )
             self.up_blocks.append(up_block)
             in_channels = out_channels
@@ -212,7 +212,7 @@ class UNet2DModel(PretrainedModel):
         for block in self.up_blocks:
             layers = self.config.layers_per_block + 1
             skips, block_skips = skips[:-layers], skips[-layers:]
-            x = self.run_block(block, x, block_skips, time)
+            x = self.run_block(block, x, block_skips, time, None, skips[-1].shape[2:] if skips else None)
         x = self.conv_out(self.conv_norm_out(x))
         if self.config.time_embedding_type == "fourier":
             x = x / timestep.to(x.dtype)[:, None, None, None]  # the score is of order 1/sigma (arXiv:2011.13456)
@@ -250,13 +250,3 @@ def _time_projection(config: UNet2DConfig) -> tuple[nn.Module, int]:
         assert config.num_train_timesteps is not None  # checked by the configuration
         return nn.Embedding(config.num_train_timesteps, channels), channels
     return Timesteps(channels, config.flip_sin_to_cos, config.freq_shift), channels
-
-
-def _class_embedding(config: UNet2DConfig, raw_channels: int, time_channels: int) -> nn.Module | None:
-    if config.class_embed_type == "timestep":
-        return TimestepEmbedding(raw_channels, time_channels)
-    if config.class_embed_type == "identity":
-        return nn.Identity()
-    if config.num_class_embeds is not None:
-        return nn.Embedding(config.num_class_embeds, time_channels)
-    return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +18,28 @@ from fastdiff.nn import GroupNormSiLU
 class BlockSettings:
     """What every residual and attention block of one U-Net shares."""
 
-    time_channels: int
+    time_channels: int | None
+    """Width of the time embedding; None is a network without one."""
     groups: int
     eps: float
-    dropout: float
-    scale_shift: bool
+    dropout: float = 0.0
+    scale_shift: bool = False
     """Adaptive group norm (arXiv:2105.05233, section 3) in place of the additive time embedding of DDPM."""
-    head_dim: int | None
+    head_dim: int | None = None
     """Channels of one attention head; None is a single head."""
+
+
+class Text(NamedTuple):
+    """What cross-attention attends to."""
+
+    hidden_states: Tensor
+    """(N, L, cross_attention_dim)"""
+    lengths: Tensor | None
+    """(N,) how many of the first tokens count; None is all."""
+
+
+MakeAttention = Callable[[int], nn.Module]
+"""Makes the attention behind layer i: a module that takes the feature map and, in a model with text, the text."""
 
 
 class ResnetBlock2D(nn.Module):
@@ -46,16 +62,17 @@ class ResnetBlock2D(nn.Module):
         self.scale_shift = settings.scale_shift
         self.output_scale_factor = output_scale_factor
         self.resample = resample
-        time_outputs = 2 * out_channels if settings.scale_shift else out_channels
         self.norm1 = GroupNormSiLU(settings.groups, in_channels, settings.eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(settings.time_channels, time_outputs)
+        self.time_emb_proj = None
+        if settings.time_channels is not None:
+            self.time_emb_proj = nn.Linear(settings.time_channels, (1 + settings.scale_shift) * out_channels)
         self.norm2 = GroupNormSiLU(settings.groups, out_channels, settings.eps)
         self.dropout = nn.Dropout(settings.dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None) -> Tensor:
         """x (N, in_channels, H, W), time (N, time_channels), already through its SiLU."""
         h = self.norm1(x)
         if self.resample == "up":
@@ -63,8 +80,8 @@ class ResnetBlock2D(nn.Module):
         elif self.resample == "down":
             x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
         h = self.conv1(h)
-        time = self.time_emb_proj(time)
-        if self.scale_shift:
+        time = None if self.time_emb_proj is None else self.time_emb_proj(time)
+        if self.scale_shift and time is not None:
             scale, shift = time.chunk(2, dim=1)
             h = self.norm2(h, scale=scale, shift=shift)
         else:
@@ -137,33 +154,33 @@ class Upsample2D(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """To `size`, where that is not quite the double: an odd size on the way down was rounded up."""
+        x = F.interpolate(x, scale_factor=None if size else 2.0, size=size, mode="nearest")
+        return self.conv(x)
 
 
 class UNetStage(nn.Module):
-    """Residual blocks, each followed by attention where `attention` is set: what down, mid and up stages share.
+    """Residual blocks, each followed by attention where `attention` is given: what down and up stages share.
 
     Args:
         in_channels: input channels of each residual block.
     """
 
-    def __init__(self, in_channels: list[int], out_channels: int, attention: bool, settings: BlockSettings) -> None:
+    def __init__(
+        self, in_channels: list[int], out_channels: int, settings: BlockSettings, attention: MakeAttention | None
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock2D(channels, out_channels, settings) for channels in in_channels)
-        self.attentions = (
-            nn.ModuleList(Attention(out_channels, settings, groups=settings.groups) for _ in in_channels)
-            if attention
-            else None
-        )
+        self.attentions = None if attention is None else nn.ModuleList(map(attention, range(len(in_channels))))
 
-    def layer(self, index: int, x: Tensor, time: Tensor) -> Tensor:
+    def layer(self, index: int, x: Tensor, time: Tensor | None, text: Text | None = None) -> Tensor:
         x = self.resnets[index](x, time)
-        return x if self.attentions is None else self.attentions[index](x)
+        return x if self.attentions is None else attend(self.attentions[index], x, text)
 
 
 class DownBlock2D(UNetStage):
-    """One resolution on the way down: DownBlock2D or, with `attention`, AttnDownBlock2D.
+    """One resolution on the way down: DownBlock2D, AttnDownBlock2D or CrossAttnDownBlock2D, as `attention` makes it.
 
     Args:
         downsample: "conv", "resnet", or None in the last stage.
@@ -176,31 +193,32 @@ class DownBlock2D(UNetStage):
         layers: int,
         settings: BlockSettings,
         *,
-        attention: bool,
+        attention: MakeAttention | None,
         downsample: str | None,
         downsample_padding: int,
     ) -> None:
-        super().__init__([in_channels] + [out_channels] * (layers - 1), out_channels, attention, settings)
+        super().__init__([in_channels] + [out_channels] * (layers - 1), out_channels, settings, attention)
         self.downsamplers: nn.ModuleList | None = None
         if downsample == "conv":
             self.downsamplers = nn.ModuleList([Downsample2D(out_channels, downsample_padding)])
         elif downsample == "resnet":
             self.downsamplers = nn.ModuleList([ResnetBlock2D(out_channels, out_channels, settings, resample="down")])
 
-    def forward(self, x: Tensor, time: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, time: Tensor, text: Text | None = None) -> tuple[Tensor, list[Tensor]]:
         """Returns the result and what the way up gets to see, in order of creation."""
         skips = []
         for index in range(len(self.resnets)):
-            x = self.layer(index, x, time)
+            x = self.layer(index, x, time, text)
             skips.append(x)
         if self.downsamplers is not None:
-            x = resample(self.downsamplers[0], x, time)
+            downsampler = self.downsamplers[0]
+            x = downsampler(x) if isinstance(downsampler, Downsample2D) else downsampler(x, time)
             skips.append(x)
         return x, skips
 
 
 class UpBlock2D(UNetStage):
-    """One resolution on the way up: UpBlock2D or, with `attention`, AttnUpBlock2D.
+    """One resolution on the way up: UpBlock2D, AttnUpBlock2D or CrossAttnUpBlock2D, as `attention` makes it.
 
     Args:
         in_channels: channels of what comes from below.
@@ -215,54 +233,62 @@ class UpBlock2D(UNetStage):
         out_channels: int,
         settings: BlockSettings,
         *,
-        attention: bool,
+        attention: MakeAttention | None,
         upsample: str | None,
     ) -> None:
         from_below = [in_channels] + [out_channels] * (len(skip_channels) - 1)
         inputs = [below + skip for below, skip in zip(from_below, skip_channels, strict=True)]
-        super().__init__(inputs, out_channels, attention, settings)
+        super().__init__(inputs, out_channels, settings, attention)
         self.upsamplers: nn.ModuleList | None = None
         if upsample == "conv":
             self.upsamplers = nn.ModuleList([Upsample2D(out_channels)])
         elif upsample == "resnet":
             self.upsamplers = nn.ModuleList([ResnetBlock2D(out_channels, out_channels, settings, resample="up")])
 
-    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor) -> Tensor:
-        """Takes one entry of `skips` for each layer, from its end."""
+    def forward(
+        self,
+        x: Tensor,
+        skips: list[Tensor],
+        time: Tensor,
+        text: Text | None = None,
+        size: torch.Size | None = None,
+    ) -> Tensor:
+        """Takes one entry of `skips` for each layer, from its end, and grows to `size`, that of the next stage."""
         for index, skip in enumerate(reversed(skips)):
-            x = self.layer(index, torch.cat((x, skip), dim=1), time)
-        return x if self.upsamplers is None else resample(self.upsamplers[0], x, time)
+            x = self.layer(index, torch.cat((x, skip), dim=1), time, text)
+        if self.upsamplers is None:
+            return x
+        upsampler = self.upsamplers[0]
+        return upsampler(x, size) if isinstance(upsampler, Upsample2D) else upsampler(x, time)
 
 
 class UNetMidBlock2D(nn.Module):
-    """The lowest resolution: residual block, attention, residual block."""
+    """The lowest resolution: residual blocks, and attention behind the first where `attention` is given."""
 
     def __init__(
         self,
         channels: int,
         settings: BlockSettings,
         *,
-        attention: bool,
-        attention_groups: int | None,
-        output_scale_factor: float,
+        layers: int = 2,
+        attention: Callable[[], nn.Module] | None,
+        output_scale_factor: float = 1.0,
     ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResnetBlock2D(channels, channels, settings, output_scale_factor=output_scale_factor) for _ in range(2)
+            ResnetBlock2D(channels, channels, settings, output_scale_factor=output_scale_factor) for _ in range(layers)
         )
-        self.attentions = nn.ModuleList(
-            [Attention(channels, settings, groups=attention_groups, output_scale_factor=output_scale_factor)]
-            if attention
-            else []
-        )
+        self.attentions = nn.ModuleList([] if attention is None else [attention()])
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None, text: Text | None = None) -> Tensor:
         x = self.resnets[0](x, time)
         for attention in self.attentions:
-            x = attention(x)
-        return self.resnets[1](x, time)
+            x = attend(attention, x, text)
+        for resnet in self.resnets[1:]:
+            x = resnet(x, time)
+        return x
 
 
-def resample(module: nn.Module, x: Tensor, time: Tensor) -> Tensor:
-    """A resampling residual block sees the time embedding, a convolution does not."""
-    return module(x, time) if isinstance(module, ResnetBlock2D) else module(x)
+def attend(attention: nn.Module, x: Tensor, text: Text | None) -> Tensor:
+    """Attention among pixels takes no text."""
+    return attention(x) if text is None else attention(x, text)
