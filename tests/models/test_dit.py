@@ -81,6 +81,12 @@ def test_pictures_that_are_not_square(size) -> None:
     torch.testing.assert_close(ours(**inputs("small", size=size)).sample, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_empty_batch(name) -> None:
+    _, ours = pair(name)
+    assert ours(**inputs(name, 0)).sample.shape == (0, *ours(**inputs(name, 1)).sample.shape[1:])
+
+
 def test_large_timesteps() -> None:
     theirs, ours = pair("small")
     parity.assert_same_in_float64(theirs, ours, inputs("small") | {"timestep": torch.tensor([0.0, 437.25, 999.0])})

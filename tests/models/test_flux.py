@@ -99,6 +99,12 @@ def test_ids_of_each_sample() -> None:
         torch.testing.assert_close(ours(**values | {"txt_ids": ids["txt_ids"]}).sample, expected)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_empty_batch(name) -> None:
+    _, ours = pair(name)
+    assert ours(**inputs(name, 0)).sample.shape == (0, *ours(**inputs(name, 1)).sample.shape[1:])
+
+
 def test_timestep_and_guidance_as_number_scalar_and_vector() -> None:
     _, ours = pair("dev")
     values = inputs("dev")

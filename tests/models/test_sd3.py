@@ -85,6 +85,12 @@ def test_positions_are_the_middle_of_the_table(size) -> None:
     parity.assert_same_in_float64(*pair("sd35_medium"), inputs(1, size, tokens=1))
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_empty_batch(name) -> None:
+    _, ours = pair(name)
+    assert ours(**inputs(0)).sample.shape == (0, *ours(**inputs(1)).sample.shape[1:])
+
+
 def test_large_timesteps() -> None:
     theirs, ours = pair("sd3")
     parity.assert_same_in_float64(theirs, ours, inputs() | {"timestep": torch.tensor([1.0, 437.25, 1000.0])})
