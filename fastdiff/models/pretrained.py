@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fastdiff._files import atomic_write
+from fastdiff.models.hub import find_folder
+from fastdiff.models.weights import WEIGHTS_NAME, WEIGHTS_PATTERN, read_json, read_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
 CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-INDEX_NAME = f"{WEIGHTS_NAME}.index.json"  # of weights that lie in several files
 
 
 class PretrainedModel(nn.Module):
@@ -74,25 +73,40 @@ class PretrainedModel(nn.Module):
         return cls(**{key: value for key, value in values.items() if not key.startswith("_")})
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> Self:
-        """The model in `folder`, in evaluation mode, in `dtype` (None: as stored).
+    def from_pretrained(
+        cls,
+        folder_or_id: str | os.PathLike[str],
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Self:
+        """The model in a folder or on the Hugging Face hub, in evaluation mode.
+
+        Args:
+            folder_or_id: a folder, or the name of a model on the hub ("organisation/name"), which is fetched once.
+            subfolder: of that, such as "unet" in the folder of a pipeline.
+            revision: branch, tag or commit, of a model on the hub.
+            dtype: of the floating-point weights; None is as stored.
+            device: where the weights go; None is the CPU.
 
         Raises:
-            FileNotFoundError: the folder or one of its files is missing.
-            ValueError: a file is damaged, or the weights are not those of the configuration.
+            FileNotFoundError: there is no such model, or one of its files is missing.
+            ValueError: a file is damaged, the weights are not those of the configuration, or they are a pickle.
         """
-        folder = Path(folder)
-        config = _read_json(folder / CONFIG_NAME)
+        folder = find_folder(folder_or_id, [CONFIG_NAME, WEIGHTS_PATTERN], subfolder, revision)
+        config = read_json(folder / CONFIG_NAME)
         if config.get("_class_name", cls.__name__) not in (cls.__name__, *cls.former_class_names):
             raise ValueError(f"{folder / CONFIG_NAME} is of a {config['_class_name']}, not of a {cls.__name__}")
         with torch.device("meta"):  # no time for initial values that are overwritten at once
             model = cls.from_config(config)
-        state = _read_weights(folder)
+        state = read_weights(folder, dtype, device)
         try:
             model.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise ValueError(f"the weights in {folder} do not fit its {CONFIG_NAME}: {error}") from error
-        return model.to(dtype=dtype).eval()
+        return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
         """Write the configuration and the weights (in `dtype`; None: as they are) to `folder`, which is created."""
@@ -103,43 +117,3 @@ class PretrainedModel(nn.Module):
         atomic_write(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
         # "format" is what transformers and diffusers ask for.
         atomic_write(folder / WEIGHTS_NAME, safetensors.torch.save(state, metadata={"format": "pt"}))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    _require_file(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights from their one file, or from the several that large models are cut into."""
-    if (folder / WEIGHTS_NAME).is_file() or not (folder / INDEX_NAME).is_file():
-        return _read_tensors(folder / WEIGHTS_NAME)
-    weight_map = _read_json(folder / INDEX_NAME).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise ValueError(f"{folder / INDEX_NAME} must have a weight_map from keys to files of its folder")
-    state: dict[str, Tensor] = {}
-    for name in sorted(names):
-        state |= _read_tensors(folder / name)
-    return state
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    _require_file(path)
-    try:
-        return safetensors.torch.load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
-
-
-def _require_file(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent}")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path.name} in {path.parent}")

@@ -1,0 +1,77 @@
+"""Weights from safetensors files: one, or several with an index. Nothing else is read: a pickle can run code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+INDEX_NAME = f"{WEIGHTS_NAME}.index.json"  # of weights that lie in several files
+WEIGHTS_PATTERN = "diffusion_pytorch_model*.safetensors*"  # all of these
+PICKLE_NAME = "diffusion_pytorch_model.bin"
+
+
+def read_weights(folder: Path, dtype: torch.dtype | None, device: torch.device | str | None) -> dict[str, Tensor]:
+    """The tensors by name; those of floating point in `dtype` (None: as stored), on `device` (None: the CPU).
+
+    One tensor at a time, so that no second copy of all of them is ever in memory. What keeps its dtype and stays on the
+    CPU is not even read before it is used: the file is mapped.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or the weights are there as a pickle only.
+    """
+    state = {}
+    for path in _files(folder):
+        for name, stored in _tensors(path):
+            state[name] = stored.to(device, dtype if stored.is_floating_point() else None)
+    return state
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS_NAME).is_file() or not (folder / INDEX_NAME).is_file():
+        if not (folder / WEIGHTS_NAME).is_file() and (folder / PICKLE_NAME).is_file():
+            raise ValueError(
+                f"{folder / PICKLE_NAME} is a pickle, which can run code when it is loaded; only {WEIGHTS_NAME} is read"
+            )
+        return [folder / WEIGHTS_NAME]
+    weight_map = read_json(folder / INDEX_NAME).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ValueError(f"{folder / INDEX_NAME} must have a weight_map from keys to files of its folder")
+    return [folder / name for name in sorted(names)]
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    _require_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dict)
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises FileNotFoundError or ValueError."""
+    _require_file(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _require_file(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path.name} in {path.parent}")
