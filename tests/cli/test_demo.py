@@ -204,7 +204,7 @@ DAMAGES = {
     "bad config": (lambda f: (f / "config.json").write_text('{"sample_size": 16,'), "is not valid JSON"),
     "config is binary": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "is not valid JSON"),
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), "must hold a JSON object"),
-    "config is empty": (lambda f: (f / "config.json").write_text("{}"), "does not fit"),
+    "config is empty": (lambda f: (f / "config.json").write_text("{}"), "do not fit"),
     "unknown key": (lambda f: edit_json(f / "config.json", colour=1), "'colour'"),
     "wrong type": (lambda f: edit_json(f / "config.json", block_out_channels=["a", "b", "c"]), "cannot use"),
     "no image size": (lambda f: edit_json(f / "config.json", sample_size=None), "sample_size"),
