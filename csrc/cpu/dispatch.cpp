@@ -64,8 +64,8 @@ std::vector<Candidate> candidates() {
   const bool products = avx512 && __builtin_cpu_supports("avx512bf16");
   all.push_back({"avx512_bf16", avx512_bf16::table, products});
 #if defined(FASTDIFF_AMX)
-  static const bool tiles = may_use_tiles();
-  all.push_back({"amx", amx::table, products && tiles});
+  static const bool tiles = products && may_use_tiles();
+  all.push_back({"amx", amx::table, tiles});
 #endif
 #endif
   return all;

@@ -348,7 +348,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
     for (int64_t channel = threadIdx.x; channel < channels; channel += blockDim.x) {
       affines[channel] = load_saved_affine(forward, sample, first_channel + channel);
     }
-    wait_for_copies<0>();  // a lane reads what it has copied itself
+    if constexpr (!planted<Mutation::MissingWait>) wait_for_copies<0>();  // a lane reads what it has copied itself
     __syncthreads();
     for (int64_t first = 0; first < units; first += team.count) {
       const Unit unit = unit_at(first);

@@ -305,7 +305,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
       write_unit_output<T, kChannelsLast, kAligned>(params, tiling, unit, SharedSource{slab, slot_of(unit)},
                                                     affines + (unit.channel - first_channel));
     }
-    // The next tile's moments overwrite the constants that slower warps still read.
+    // The next tile's operands overwrite the constants that slower warps still read.
     if constexpr (!planted<Mutation::MissingBarrierBeforeWrite>) __syncthreads();
   }
 }

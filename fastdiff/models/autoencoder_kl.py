@@ -77,6 +77,10 @@ class AutoencoderKLConfig:
             values = getattr(self, key)
             if values is not None and len(values) != self.latent_channels:
                 raise ValueError(f"{key} must have one entry for each of {self.latent_channels} channels, got {values}")
+        if self.latents_mean is not None and self.shift_factor is not None:
+            raise ValueError(
+                f"latents_mean takes the place of shift_factor, which must be None, got {self.shift_factor}"
+            )
         if (self.latents_mean is None) != (self.latents_std is None):
             raise ValueError(
                 f"latents_mean and latents_std must be given together, got {self.latents_mean} and {self.latents_std}"

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from fastdiff import ops
 from fastdiff.models.condition_embeddings import TIMESTEP_CHANNELS, CombinedTimestepLabelEmbeddings
 from fastdiff.models.config_checks import require_choice, require_positive
+from fastdiff.models.embeddings import of_each_sample
 from fastdiff.models.patch_embed import PatchEmbed, grid_size, unpatchify
 from fastdiff.models.pretrained import PretrainedModel
 from fastdiff.models.transformer_blocks import BLOCK_EPS, Transformer2DOutput, finish_block
@@ -144,7 +145,7 @@ class DiTTransformer2DModel(PretrainedModel):
             class_labels = class_labels.masked_fill(dropped, self.config.num_embeds_ada_norm)
 
         x = self.pos_embed(hidden_states)
-        time = self._embed(torch.as_tensor(timestep, device=x.device).expand(batch))
+        time = self._embed(of_each_sample("timestep", timestep, x))
         for block in self.transformer_blocks:
             x = self.run_block(block, x, time, class_labels)
 

@@ -1,4 +1,4 @@
-"""Embeddings of the timestep."""
+"""The timestep and its embeddings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+
+def of_each_sample(name: str, value: Tensor | float, batch: Tensor) -> Tensor:
+    """A number, or a tensor of no dimension or (N,), as (N,) on the device of a batch (N, ...)."""
+    tensor = torch.as_tensor(value, device=batch.device)
+    if tensor.dim() > 1 or (tensor.dim() == 1 and tensor.shape[0] not in (1, batch.shape[0])):
+        raise ValueError(
+            f"{name} must be a number or a tensor of shape () or ({batch.shape[0]},), got shape {tuple(tensor.shape)}"
+        )
+    return tensor.expand(batch.shape[0])
 
 
 class GaussianFourierEmbedding(nn.Module):

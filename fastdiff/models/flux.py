@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from fastdiff import ops
 from fastdiff.models.condition_embeddings import CombinedTimestepTextProjEmbeddings
 from fastdiff.models.config_checks import freeze, require_at_least, require_positive
+from fastdiff.models.embeddings import of_each_sample
 from fastdiff.models.joint_attention import RotaryTables, SelfAttention
 from fastdiff.models.pretrained import PretrainedModel
 from fastdiff.models.transformer_blocks import (
@@ -100,6 +102,10 @@ class FluxTransformer2DModel(PretrainedModel):
         self.norm_out = AdaLayerNormContinuous(channels, channels, elementwise_affine=False, eps=BLOCK_EPS)
         self.proj_out = nn.Linear(channels, config.patch_size**2 * out_channels)
 
+    def cache_context(self, name: str) -> AbstractContextManager[None]:
+        """For diffusers' pipelines, which say what kind of call follows: nothing is kept from call to call here."""
+        return nullcontext()
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -149,9 +155,9 @@ class FluxTransformer2DModel(PretrainedModel):
 
         x = self.x_embedder(hidden_states)
         text = self.context_embedder(encoder_hidden_states)
-        timestep = torch.as_tensor(timestep, device=x.device).expand(batch)
+        timestep = of_each_sample("timestep", timestep, x)
         if guidance is not None:
-            guidance = torch.as_tensor(guidance, device=x.device).expand(batch)
+            guidance = of_each_sample("guidance", guidance, x)
         temb = self.time_text_embed(timestep, pooled_projections, guidance)
         rope = rotary_tables(self._ids(txt_ids, img_ids, text, x), config.axes_dims_rope)
 

@@ -36,6 +36,16 @@ class PretrainedModel(nn.Module):
     config: Any
     gradient_checkpointing = False
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weights, of the first one."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """That of the weights, of the first one."""
+        return next(self.parameters()).device
+
     def enable_gradient_checkpointing(self, enable: bool = True) -> None:
         """Keep for the backward pass what goes into each block only, and run the block again there.
 

@@ -4,11 +4,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fastdiff.models.condition_embeddings import CombinedTimestepTextProjEmbeddings
 from fastdiff.models.config_checks import freeze, require_choice, require_positive
+from fastdiff.models.embeddings import of_each_sample
 from fastdiff.models.patch_embed import PatchEmbed, grid_size, unpatchify
 from fastdiff.models.pretrained import PretrainedModel
 from fastdiff.models.transformer_blocks import (
@@ -154,7 +154,7 @@ class SD3Transformer2DModel(PretrainedModel):
         refuse_attention_kwargs(joint_attention_kwargs)
 
         x = self.pos_embed(hidden_states)
-        temb = self.time_text_embed(torch.as_tensor(timestep, device=x.device).expand(batch), pooled_projections)
+        temb = self.time_text_embed(of_each_sample("timestep", timestep, x), pooled_projections)
         text = self.context_embedder(encoder_hidden_states)
         for layer, block in enumerate(self.transformer_blocks):
             if layer not in (skip_layers or ()):

@@ -97,7 +97,7 @@ def finish_block(
 
 
 def clip_float16(x: Tensor) -> Tensor:
-    """Keep a residual stream in the range of float16, as diffusers does: infinities would turn into NaN."""
+    """Keep a residual stream in the range of float16: infinities would turn into NaN. (diffusers does so in FLUX.)"""
     return x.clip(-65504, 65504) if x.dtype == torch.float16 else x
 
 

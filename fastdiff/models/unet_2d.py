@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from fastdiff.models import config_checks
-from fastdiff.models.embeddings import GaussianFourierEmbedding, TimestepEmbedding, class_embedding
+from fastdiff.models.embeddings import GaussianFourierEmbedding, TimestepEmbedding, class_embedding, of_each_sample
 from fastdiff.models.pretrained import PretrainedModel
 from fastdiff.models.unet_blocks import Attention, BlockSettings, DownBlock2D, UNetMidBlock2D, UpBlock2D
 from fastdiff.nn import GroupNormSiLU, Timesteps
@@ -199,7 +198,7 @@ class UNet2DModel(PretrainedModel):
         self._check_inputs(sample, class_labels)
         if self.config.center_input_sample:
             sample = 2 * sample - 1
-        timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        timestep = of_each_sample("timestep", timestep, sample)
         time = self._embed(timestep, class_labels)
 
         x = self.conv_in(sample)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.models import config_checks
-from fastdiff.models.embeddings import TimestepEmbedding, class_embedding
+from fastdiff.models.embeddings import TimestepEmbedding, class_embedding, of_each_sample
 from fastdiff.models.pretrained import PretrainedModel
 from fastdiff.models.transformer_2d import Transformer2D
 from fastdiff.models.unet_blocks import BlockSettings, DownBlock2D, MakeAttention, Text, UNetMidBlock2D, UpBlock2D
@@ -388,10 +388,11 @@ class UNet2DConditionModel(PretrainedModel):
             timestep_cond: (N, time_cond_proj_dim), a second condition beside the timestep.
             cross_attention_kwargs: accepted for diffusers' sake; must be None or empty.
             added_cond_kwargs: for addition_embed_type "text_time" a dict with text_embeds, (N, P), and time_ids,
-                (N, K): the pooled text, and K numbers such as sizes. Others are ignored.
+                (N, K): the pooled text, and K numbers such as sizes.
             down_block_additional_residuals, mid_block_additional_residual: what a ControlNet adds to each stored
                 activation, in order of creation, and to the result of the middle block.
-            encoder_attention_mask: (N, L), not 0 for the tokens of the text that count. They must come first.
+            encoder_attention_mask: (N, L), not 0 for the tokens of the text that count. They must come first, which is
+                looked at on a CPU only. A text without any attends to nothing (in diffusers, to all alike).
             return_dict: accepted for diffusers' sake; the result is a named tuple either way.
 
         Returns:
@@ -401,13 +402,15 @@ class UNet2DConditionModel(PretrainedModel):
             ValueError: a shape that does not fit, or a condition that is missing or that the configuration has no
                 place for.
         """
-        self._check_inputs(sample, encoder_hidden_states, class_labels, timestep_cond, cross_attention_kwargs)
+        self._check_inputs(
+            sample, encoder_hidden_states, class_labels, timestep_cond, cross_attention_kwargs, added_cond_kwargs
+        )
         if (down_block_additional_residuals is None) != (mid_block_additional_residual is None):
             raise ValueError("down_block_additional_residuals and mid_block_additional_residual must be given together")
         text = self._text(encoder_hidden_states, encoder_attention_mask)
         if self.config.center_input_sample:
             sample = 2 * sample - 1
-        timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        timestep = of_each_sample("timestep", timestep, sample)
         time = self._embed(timestep, timestep_cond, class_labels, added_cond_kwargs)
 
         x = self.conv_in(sample)
@@ -473,7 +476,9 @@ class UNet2DConditionModel(PretrainedModel):
             hidden_states = self.encoder_hid_proj(hidden_states)
         return Text(hidden_states, None if mask is None else _lengths(mask, hidden_states))
 
-    def _check_inputs(self, sample, encoder_hidden_states, class_labels, timestep_cond, cross_attention_kwargs) -> None:
+    def _check_inputs(
+        self, sample, encoder_hidden_states, class_labels, timestep_cond, cross_attention_kwargs, added_cond_kwargs
+    ) -> None:
         config = self.config
         if sample.dim() != 4 or sample.shape[1] != config.in_channels:
             raise ValueError(f"sample must be (N, {config.in_channels}, H, W), got shape {tuple(sample.shape)}")
@@ -492,6 +497,13 @@ class UNet2DConditionModel(PretrainedModel):
             raise ValueError("timestep_cond must not be given to a model without time_cond_proj_dim")
         if cross_attention_kwargs:
             raise ValueError(f"cross_attention_kwargs must be None or empty, got {sorted(cross_attention_kwargs)}")
+        allowed = {"text_embeds", "time_ids"} if config.addition_embed_type == "text_time" else set()
+        unknown = sorted(set(added_cond_kwargs or ()) - allowed)
+        if unknown:
+            raise ValueError(
+                f"added_cond_kwargs may have {sorted(allowed) or 'nothing'} for addition_embed_type "
+                f"{config.addition_embed_type!r}, got {unknown}"
+            )
 
 
 def _lengths(mask: Tensor, text: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ class Timesteps(nn.Module):
     """The raw embedding of timesteps, :func:`fastdiff.ops.timestep_embedding`: (N,) -> float32 (N, num_channels).
 
     Same constructor as diffusers' ``Timesteps``; there are no parameters. ``Timesteps(256, True, 0)`` is the embedding
-    of latent diffusion, DiT, SD3 and FLUX, ``Timesteps(256, False, 1)`` that of DDPM.
+    of latent diffusion, SD3, FLUX and DiT's own code, ``Timesteps(256, False, 1)`` that of DDPM.
     """
 
     def __init__(

@@ -37,6 +37,8 @@ def attention(
 
     On devices that are neither it is PyTorch's, too.
 
+    Results too small for a normal number may be zero.
+
     A NaN in a query or in a key or value that counts makes the queries that meet it NaN, as in PyTorch. A query whose
     scores are all -infinity is NaN, too. What lies beyond `kv_lengths` is never read.
 
@@ -62,6 +64,8 @@ def attention(
         scale = query.shape[-1] ** -0.5
     padded = kv_lengths is not None
     if _switch.reference_depth or _is_pytorchs(query.device.type, query.shape[-1], padded):
+        if scale < 0:  # PyTorch's kernels of GPUs answer NaN
+            query, scale = -query, -scale
         return reference.attention(query, key, value, scale=scale, kv_lengths=kv_lengths)
     _extension.require()
     lengths = None if kv_lengths is None else kv_lengths.to(torch.int32)

@@ -82,6 +82,15 @@ def test_missing_barrier_is_a_race_under_any_schedule(
     assert all(report.space == "shared" for report in session.reports if report.fault in RACES)
 
 
+@LAYOUT
+@BACKWARD
+def test_missing_wait_for_copies_gives_wrong_results(backward: bool, channels_last: bool) -> None:
+    """A copy arrives when its thread waits for it, and not before."""
+    session, right = run("MISSING_WAIT", backward, channels_last, resident=True)
+    assert session.reports or not right
+    assert not right
+
+
 @PATH
 @LAYOUT
 @BACKWARD

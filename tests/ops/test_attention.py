@@ -361,6 +361,43 @@ def test_scores_of_minus_infinity(device: Backend, dtype, keys) -> None:
     assert run(device, (query, key, value))[0].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("keys", (5, 20, 32))
+def test_scale_of_zero_with_infinite_values(device: Backend, dtype, keys) -> None:
+    """The mean of the values; lanes that have no key take no part in it."""
+    query, key, value = make((1, 3, 1, keys, 1, 16), dtype, device=device.device)
+    value[0, 2, 0, 3] = torch.inf
+    output, _ = run(device, (query, key, value), scale=0.0)
+    assert torch.equal(
+        output.isfinite().logical_not().nonzero()[:, 3].unique(), torch.tensor([3], device=device.device)
+    )
+    torch.testing.assert_close(
+        output[..., 4:], value[..., 4:].double().mean(1, keepdim=True).to(dtype).expand(-1, 3, -1, -1)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_negative_scale(device: Backend, dtype) -> None:
+    """Of the public function, which on a GPU may be PyTorch's."""
+    query, key, value = make((1, 20, 2, 30, 2, 16), dtype, device=device.device)
+    with device.run():
+        output = fastdiff.ops.attention(query, key, value, scale=-0.5)
+    expected = reference.attention(-query.double(), key.double(), value.double(), scale=0.5)
+    torch.testing.assert_close(output.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_subnormal_numbers_are_as_before_for_everyone_else() -> None:
+    """Kernels that flush them to zero put that back, in every thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        operands = [operand.requires_grad_() for operand in make((2, 300, 2, 200, 2, 40))]
+        fastdiff.ops.attention(*operands).sum().backward()
+        assert (torch.full((1 << 22,), 1e-40) * 0.5 != 0).all()
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_empty(device: Backend) -> None:
     for shape in ((0, 3, 2, 4, 2, 8), (2, 0, 2, 4, 2, 8), (2, 3, 2, 0, 2, 8)):
         operands = make(shape, device=device.device)

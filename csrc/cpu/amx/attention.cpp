@@ -191,9 +191,9 @@ class QueryBlock {
         store_numbers(probabilities_of(step) + r * kTileDepth, round_to_pairs(first, second));
       }
       if (rest > 0) {
-        const Float first = power_at(whole_steps, 0), second = rest > kTile ? power_at(whole_steps, kTile) : Float{};
-        sum = _mm512_mask_add_ps(sum, valid_first, sum, first);
-        sum = _mm512_mask_add_ps(sum, valid_second, sum, second);
+        const Float first = _mm512_maskz_mov_ps(valid_first, power_at(whole_steps, 0));
+        const Float second = _mm512_maskz_mov_ps(valid_second, power_at(whole_steps, kTile));
+        sum += first + second;
         store_numbers(probabilities_of(whole_steps) + r * kTileDepth, round_to_pairs(first, second));
       }
       store(target, sum);
