@@ -366,9 +366,10 @@ def test_published_widths(name):
         "sample": torch.randn(1, 4, 8, 12),
         "timestep": torch.tensor([500]),
         "encoder_hidden_states": torch.randn(1, 77, ours.config.cross_attention_dim),
-        "text_embeds": torch.randn(1, 1280),
-        "time_ids": torch.tensor([[1024, 768, 0, 10, 1024, 1024]]),
     }
+    if ours.config.addition_embed_type:
+        given["text_embeds"] = torch.randn(1, 1280)
+        given["time_ids"] = torch.tensor([[1024, 768, 0, 10, 1024, 1024]])
     with torch.no_grad():
         assert_close_in_float32(call(ours, given), call(theirs, given), roundings=200)
 
@@ -446,6 +447,8 @@ def test_unsupported_configuration(change, message):
         ("sd1", {"class_labels": torch.tensor([0])}, "class_labels must not be given"),
         ("class_timestep", {"class_labels": None}, "class_labels are required"),
         ("sd1", {"timestep_cond": torch.randn(3, 6)}, "timestep_cond must not be given"),
+        ("sd1", {"timestep": torch.tensor([1, 2])}, r"timestep must be a number or .* or \(3,\), got shape \(2,\)"),
+        ("sd1", {"text_embeds": torch.randn(3, 21)}, r"added_cond_kwargs may have nothing.*\['text_embeds'\]"),
         ("sd1", {"cross_attention_kwargs": {"scale": 1.0}}, r"cross_attention_kwargs must be None or empty.*'scale'"),
         ("sdxl", {"text_embeds": torch.randn(3, 21)}, "must make up projection_class_embeddings_input_dim 68, got 21"),
         ("sdxl", {"time_ids": torch.tensor([1, 2])}, r"time_ids must be \(3, channels\), got shape \(2,\)"),
