@@ -34,7 +34,8 @@ RULES = (
     ),
     Rule(r"::(moments|sums)_kernel<.*, true>", loads_128=4, twin=UNALIGNED),
     Rule(r"::(apply|gradient)_kernel<.*, true>", loads_128=4, stores_128=2, twin=UNALIGNED),
-    Rule(r"::resident(_backward)?_kernel<.*, true>", loads_128=4, stores_128=2, twin=UNALIGNED),
+    Rule(r"::resident_kernel<.*, true>", stores_128=2, contains=((r"LDGSTS\..*128", 1),), twin=UNALIGNED),
+    Rule(r"::resident_backward_kernel<.*, true>", stores_128=2, contains=((r"LDGSTS\..*128", 2),), twin=UNALIGNED),
     # A lane has two vectors of a head: two heads of x forward, x and dy backward. And as many cosines and sines.
     Rule(r"::norm_rope(_backward)?_kernel<float, .*, true>", loads_128=4 + 4, stores_128=2),
     Rule(r"::norm_rope(_backward)?_kernel<__.*, true>", loads_128=4 + 8, stores_128=2),
@@ -44,8 +45,9 @@ RULES = (
     Rule(r"::gate_residual_kernel<", loads_128=3, stores_128=1),
     Rule(r"::gate_residual_backward_kernel<", loads_128=3, stores_128=1),
     Rule(r"::gate_residual_sums_kernel<", loads_128=2),
-    # Four vectors of x, residual and gate are loaded; four of the sum and of y are stored.
-    Rule(r"::layer_norm_modulate_kernel<.*, 4>", loads_128=12, stores_128=8),
+    # Four vectors of x, residual and gate are loaded (of 16 bits two); as many of the sum and of y are stored.
+    Rule(r"::layer_norm_modulate_kernel<float, 4>", loads_128=12, stores_128=8),
+    Rule(r"::layer_norm_modulate_kernel<__.*, 2>", loads_128=6, stores_128=4),
     Rule(r"::layer_norm_modulate_kernel<.*, 0>", loads_128=3, stores_128=2),
     Rule(r"::layer_norm_modulate_backward_kernel<", loads_128=6, stores_128=2),
     Rule(r"::layer_norm_modulate_sums_kernel<", loads_128=4),
