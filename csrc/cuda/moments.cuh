@@ -28,11 +28,9 @@ template <typename Get, typename Size>
 __device__ __forceinline__ Moments merge_all(int64_t sets, float total, int member, int lanes, Get get, Size size) {
   const float pivot = sets > 0 ? get(0).mean : 0.0f;
   float sum = 0.0f;
-#pragma unroll 4
   for (int64_t i = member; i < sets; i += lanes) sum = fmaf(size(i), get(i).mean - pivot, sum);
   const float mean = pivot + __fdiv_rn(team_sum(sum, lanes), total);
   float m2 = 0.0f;
-#pragma unroll 4
   for (int64_t i = member; i < sets; i += lanes) {
     const Moments set = get(i);
     const float delta = set.mean - mean;
