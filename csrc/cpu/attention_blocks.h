@@ -72,6 +72,11 @@ class RowBlock {
   Scratch<E> elements_;
 };
 
+// Where a row of a dense tensor in the shape of the output is.
+inline int64_t dense_row(const AttentionParams& p, int64_t sample, int64_t head, int64_t token) {
+  return ((sample * p.query_length + token) * p.heads + head) * p.head_dim;
+}
+
 // Asks for the cache lines of `rows` rows, which lie too far apart for the processor to foresee.
 template <class T>
 void prefetch_rows(const T* first, int64_t stride, int64_t rows, int64_t columns) {
