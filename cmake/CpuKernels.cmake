@@ -18,6 +18,7 @@ set(cpu_kernel_sources
 # Those that multiply matrices once more, for the tile unit; all others are those of avx512_bf16.
 set(cpu_kernel_sources_amx
   csrc/cpu/amx/attention.cpp
+  csrc/cpu/amx/attention_backward.cpp
   csrc/cpu/amx/table.cpp)
 set(cpu_isas portable)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")

@@ -8,8 +8,10 @@
 // precision over the whole range of exponents, and one look at their sum tells whether they have left it. The queries
 // for which they have are worked out again with the largest score subtracted, as attention.cpp does it. Which of the
 // two a query gets depends on its own scores and values alone.
+#include "cpu/amx/lane_sums.h"
 #include "cpu/amx/logarithm.h"
 #include "cpu/amx/packed_head.h"
+#include "cpu/amx/probability.h"
 #include "cpu/attention_schedule.h"
 #include "cpu/flush_to_zero.h"
 
@@ -30,24 +32,6 @@ constexpr int64_t kBlockKeys = kBlockSteps * kStepKeys;
 // Sums of powers of two between these lose nothing: a probability that counts is far above the least normal number, and
 // the products by values have room up to the largest.
 constexpr float kLeastSum = 0x1p-48f, kGreatestSum = 0x1p48f;
-
-// 2^t, by a minimax approximation of 2^f on [0, 1] with relative error 7.5e-5.
-FASTDIFF_INLINE Float power_of_two_by_floor(Float t) {
-  constexpr int kAboveFloor = 0x09;
-  const Float f = _mm512_reduce_ps(t, kAboveFloor);
-  Float p = f * 0.0780245226f + 0.226067155f;
-  p = p * f + 0.695833540f;
-  p = p * f + 0.999925219f;
-  return _mm512_scalef_ps(p, t);  // by the floor of t
-}
-
-// Both rounded to bfloat16, to nearest, as pairs.
-FASTDIFF_INLINE UInt round_to_pairs(Float first, Float second) {
-  constexpr __mmask64 kLowerHalves = 0x3333333333333333;
-  const __m512i upper_halves = _mm512_set4_epi32(0x0f0e, 0x0b0a, 0x0706, 0x0302);
-  const UInt low = (UInt)first + 0x8000, high = (UInt)second + 0x8000;
-  return (UInt)_mm512_mask_shuffle_epi8((__m512i)high, kLowerHalves, (__m512i)low, upper_halves);
-}
 
 constexpr int64_t kRowsAtOnce = 2 * kTile;
 
@@ -82,7 +66,7 @@ class QueryBlock {
     if (keys == 0) return write_zeros(p, rows, output, logsumexp);
     const int64_t stride = p.query.token_stride;
     const auto* query = head_of<BFloat16>(p.query, sample, head) + first * stride;
-    gather(query, stride, rows, p.head_dim);
+    pack_left(query, stride, rows, p.head_dim, query_);
     // Of the next head, whose turn may be next: early enough for rows that lie in memory.
     prefetch_rows(query + p.query.head_stride, stride, rows, p.head_dim);
     prefetch_rows(output + p.head_dim, p.heads * p.head_dim, rows, p.head_dim);
@@ -98,16 +82,6 @@ class QueryBlock {
 
   float* scores_of(int64_t step) const { return scores_ + step * kScoresOfStep; }
   BFloat16* probabilities_of(int64_t step) const { return reinterpret_cast<BFloat16*>(scores_of(step)); }
-
-  void gather(const BFloat16* query, int64_t stride, int64_t rows, int64_t head_dim) {
-    for (int64_t step = 0; step < depth_steps_; step++) {
-      BFloat16* target = query_ + step * 2 * kTileNumbers;
-      for (int64_t r = 0; r < rows; r++)
-        store_numbers(target + r * kTileDepth,
-                      load_numbers(query + r * stride + step * kTileDepth, head_dim - step * kTileDepth));
-      for (int64_t r = rows; r < kRowsAtOnce; r++) store_numbers(target + r * kTileDepth, UInt{});
-    }
-  }
 
   template <int kRows>
   void work_out(const AttentionParams& p, const PackedHead& packed, int64_t keys, int64_t rows, BFloat16* output,
@@ -259,21 +233,7 @@ class QueryBlock {
   static Float sums_of_rows(const float* rows) {
     Float sums[kTile];
     for (int64_t r = 0; r < kTile; r++) sums[r] = load(rows + r * kLanes);
-    add_neighbours<kLanes / 2>(sums);
-    return sums[0];
-  }
-
-  // Of 2 * kBlock vectors, each two become one: what is left of the first in its lower half, of the second in its
-  // upper.
-  template <int kBlock>
-  FASTDIFF_INLINE static void add_neighbours(Float (&sums)[kTile]) {
-    constexpr std::make_index_sequence<kLanes> lanes{};
-#pragma GCC unroll 8
-    for (int i = 0; i < kBlock; i++) {
-      const Float a = sums[2 * i], b = sums[2 * i + 1];
-      sums[i] = alternate_blocks<kBlock, 0>(a, b, lanes) + alternate_blocks<kBlock, kBlock>(a, b, lanes);
-    }
-    if constexpr (kBlock > 1) add_neighbours<kBlock / 2>(sums);
+    return sums_of_lanes(sums);
   }
 
   // Whether all numbers are finite.

@@ -2,9 +2,6 @@
 #include "cpu/kernels.h"
 
 namespace fastdiff::cpu {
-namespace avx512 {
-void attention_backward(const AttentionBackwardParams&, const Threads&);
-}
 namespace avx512_bf16 {
 Kernels table();
 }
@@ -12,13 +9,13 @@ Kernels table();
 namespace amx {
 
 void attention(const AttentionParams&, const Threads&);
+void attention_backward(const AttentionBackwardParams&, const Threads&);
 
 Kernels table() {
   Kernels kernels = avx512_bf16::table();
   kernels.isa = "amx";
   kernels.attention = attention;
-  // Processors with a tile unit multiply vectors of bfloat16 pairs at half the rate of float32 vectors.
-  kernels.attention_backward = avx512::attention_backward;
+  kernels.attention_backward = attention_backward;
   return kernels;
 }
 

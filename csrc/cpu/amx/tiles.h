@@ -89,48 +89,5 @@ struct TileSums {
   }
 };
 
-// The lanes whose bit `kDistance` is clear in `a`, then those of `b`; or those whose bit is set, if kOffset is
-// kDistance.
-template <int kDistance, int kOffset, size_t... kLane>
-FASTDIFF_INLINE UInt exchange_blocks(UInt a, UInt b, std::index_sequence<kLane...>) {
-  return __builtin_shufflevector(a, b, ((kLane & kDistance ? kLanes + kLane - kDistance : kLane) + kOffset)...);
-}
-
-template <int kDistance = kLanes / 2>
-FASTDIFF_INLINE void transpose(UInt (&rows)[kLanes]) {
-  constexpr std::make_index_sequence<kLanes> lanes{};
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; i++) {
-    if (i & kDistance) continue;
-    const UInt a = rows[i], b = rows[i + kDistance];
-    rows[i] = exchange_blocks<kDistance, 0>(a, b, lanes);
-    rows[i + kDistance] = exchange_blocks<kDistance, kDistance>(a, b, lanes);
-  }
-  if constexpr (kDistance > 1) transpose<kDistance / 2>(rows);
-}
-
-// `count` numbers and zeros; any count.
-FASTDIFF_INLINE UInt load_numbers(const BFloat16* source, int64_t count) {
-  if (count >= kTileDepth) {
-    UInt numbers;
-    std::memcpy(&numbers, source, sizeof numbers);
-    return numbers;
-  }
-  if (count <= 0) return UInt{};
-  return (UInt)_mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint32_t{1} << count) - 1), source);
-}
-
-FASTDIFF_INLINE void store_numbers(BFloat16* target, UInt numbers) { std::memcpy(target, &numbers, sizeof numbers); }
-
-// Half a row of each, up to `count` numbers, as pairs.
-FASTDIFF_INLINE UInt load_pairs(const BFloat16* first, const BFloat16* second, int64_t count) {
-  const auto read = [&](const BFloat16* row) FASTDIFF_INLINE_LAMBDA {
-    if (!row || count <= 0) return UInt{};
-    const auto mask = static_cast<__mmask16>(count >= kTile ? 0xffff : (1u << count) - 1);
-    return (UInt)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row));
-  };
-  return read(first) | read(second) << 16;
-}
-
 }  // namespace
 }  // namespace fastdiff::cpu::FASTDIFF_ISA
