@@ -22,9 +22,9 @@ namespace {
 constexpr int64_t kStepQueries = 2 * kTile;
 constexpr int64_t kStepScores = kStepQueries * kStepKeys;
 
-// Steps of queries and of keys of a block. The sums of dK and dV run over its queries, those of dQ over its keys: each
-// time that sums are fetched and put back should be worth it.
-constexpr int64_t kQuerySteps = 8, kKeySteps = 4;
+// Steps of queries and of keys of a block. The sums of dK and dV run over its queries, those of dQ over its keys: many,
+// to be worth fetching the sums and putting them back; no more, for its P and dS to stay in the L2 cache.
+constexpr int64_t kQuerySteps = 16, kKeySteps = 8;
 
 int64_t depth_steps(const AttentionParams& p) { return ceil_div(p.head_dim, kTileDepth); }
 int64_t dim_tiles(const AttentionParams& p) { return ceil_div(p.head_dim, kTile); }
@@ -57,6 +57,9 @@ class KeyBlock {
     const int64_t key_stride = p.key.token_stride, value_stride = p.value.token_stride;
     const auto* key = head_of<BFloat16>(p.key, sample, kv_head) + first * key_stride;
     const auto* value = head_of<BFloat16>(p.value, sample, kv_head) + first * value_stride;
+    const int64_t count_after = minimum(kStepKeys, keys_of(p, sample) - first - kStepKeys);  // of the next step
+    prefetch_rows(key + kStepKeys * key_stride, key_stride, count_after, p.head_dim);
+    prefetch_rows(value + kStepKeys * value_stride, value_stride, count_after, p.head_dim);
     pack_as_columns(key, key_stride, count, p.head_dim, key_columns);
     pack_as_columns(value, value_stride, count, p.head_dim, value_columns);
     pack_as_rows(key, key_stride, count, p.head_dim, key_rows);
@@ -102,6 +105,10 @@ class KeySums {
           store_first_rounded(target + i * stride, half + i < valid ? (Float)rows[i] : Float{}, columns);
       }
     };
+    // Of the next step.
+    const int64_t after = at + kStepKeys * stride, count_after = minimum(kStepKeys, p.kv_length - first - kStepKeys);
+    prefetch_rows(static_cast<BFloat16*>(b.dkey) + after, stride, count_after, p.head_dim);
+    prefetch_rows(static_cast<BFloat16*>(b.dvalue) + after, stride, count_after, p.head_dim);
     for (int64_t tile = 0; tile < dim_tiles(p); tile++) {
       const int64_t d = tile * kTile, columns = p.head_dim - d;
       write_tile(sums.dkey(first / kStepKeys, tile), columns, p.scale, static_cast<BFloat16*>(b.dkey) + at + d);
@@ -138,8 +145,6 @@ class QueryBlock {
         doutput_(kQuerySteps * depth_steps_ * 2 * kTileNumbers),
         query_columns_(kQuerySteps * dim_tiles_ * kTileNumbers),
         doutput_columns_(kQuerySteps * dim_tiles_ * kTileNumbers),
-        scores_(kKeySteps * kStepScores),
-        dprobabilities_(kKeySteps * kStepScores),
         probabilities_(kKeySteps * kQuerySteps * kStepScores),
         dscores_(kKeySteps * kQuerySteps * kStepScores),
         dscores_of_keys_(kKeySteps * kStepScores),
@@ -162,8 +167,7 @@ class QueryBlock {
       };
       for (int64_t q = 0; q < query_steps_; q++) {
         if (ahead && key == 0) prefetch_next_head(q);
-        score(block, q, count);
-        differentiate(q, count);
+        differentiate(block, q, count);
         add_dquery(block, q, ceil_div(count, kStepKeys), key > 0);
       }
       for (int64_t step = 0; step * kStepKeys < count; step++) add_keys(sums, first_step, step, count, add);
@@ -232,48 +236,51 @@ class QueryBlock {
       prefetch_rows(next.data + row * next.stride, next.stride, minimum(kStepQueries, rows_ - row), head_dim_);
   }
 
-  // The scores and dP of a step of queries and `count` keys.
+  // P and dS of a step of queries and `count` keys. The scores are a step of keys ahead, or each would wait for the
+  // tile unit.
   template <class Block>
-  FASTDIFF_INLINE void score(const Block& block, int64_t q, int64_t count) const {
-    finish_writes();
-    for (int64_t k = 0; k * kStepKeys < count; k++) {
-      const KeyBlock keys = block(k);
-      for_pairs_or_half(count - k * kStepKeys, [&](auto pairs) {
-        using Sums = TileSums<2, decltype(pairs)::value ? 2 : 1>;
-        const auto multiply = [&](const BFloat16* left, const BFloat16* right, float* target) FASTDIFF_INLINE_LAMBDA {
-          Sums::clear();
-          for (int64_t d = 0; d < depth_steps_; d++)
-            Sums::add_product(left + d * 2 * kTileNumbers, right + d * 2 * kTileNumbers);
-          Sums::store(target + k * kStepScores, kStepKeys);
-        };
-        multiply(query(q), keys.key_columns, scores_);
-        multiply(doutput(q), keys.value_columns, dprobabilities_);
-      });
+  FASTDIFF_INLINE void differentiate(const Block& block, int64_t q, int64_t count) {
+    const int64_t steps = ceil_div(count, kStepKeys), rest = count % kStepKeys;
+    score(block(0), q, 0, count);
+    for (int64_t k = 0; k < steps; k++) {
+      if (k + 1 < steps) score(block(k + 1), q, k + 1, count - (k + 1) * kStepKeys);
+      if (k + 1 < steps || rest == 0) {
+        differentiate_step<2, false>(q, k, kStepKeys);
+      } else {
+        for_pairs_or_half(rest,
+                          [&](auto pairs) { differentiate_step<decltype(pairs)::value ? 2 : 1, true>(q, k, rest); });
+      }
     }
   }
 
-  // P and dS of a step of queries and `count` keys.
-  void differentiate(int64_t q, int64_t count) const {
-    const int64_t rows = rows_ - q * kStepQueries;
-    if (rows < kStepQueries) clear_scores_after(rows, ceil_div(count, kStepKeys));
-    const int64_t whole_steps = count / kStepKeys, rest = count % kStepKeys;
-    for (int64_t k = 0; k < whole_steps; k++) differentiate_step<2, false>(q, k, kStepKeys);
-    if (rest == 0) return;
-    for_pairs_or_half(
-        rest, [&](auto pairs) { differentiate_step<decltype(pairs)::value ? 2 : 1, true>(q, whole_steps, rest); });
-  }
+  float* scores(int64_t k) { return scores_ + k % 2 * kStepScores; }
+  float* dprobabilities(int64_t k) { return dprobabilities_ + k % 2 * kStepScores; }
 
-  // Those of queries that are not there are NaN with a key that is not finite.
-  void clear_scores_after(int64_t rows, int64_t key_steps) const {
-    for (int64_t k = 0; k < key_steps; k++)
-      for (float* scores : {scores_ + k * kStepScores, dprobabilities_ + k * kStepScores})
-        std::memset(scores + rows * kStepKeys, 0, (kStepQueries - rows) * kStepKeys * sizeof(float));
+  // The scores and dP of a step of queries and a step of keys, of which `keys_left` are there.
+  FASTDIFF_INLINE void score(const KeyBlock& keys, int64_t q, int64_t k, int64_t keys_left) {
+    finish_writes();
+    for_pairs_or_half(keys_left, [&](auto pairs) {
+      using Sums = TileSums<2, decltype(pairs)::value ? 2 : 1>;
+      const auto multiply = [&](const BFloat16* left, const BFloat16* right, float* target) FASTDIFF_INLINE_LAMBDA {
+        Sums::clear();
+        for (int64_t d = 0; d < depth_steps_; d++)
+          Sums::add_product(left + d * 2 * kTileNumbers, right + d * 2 * kTileNumbers);
+        Sums::store(target, kStepKeys);
+      };
+      multiply(query(q), keys.key_columns, scores(k));
+      multiply(doutput(q), keys.value_columns, dprobabilities(k));
+    });
+    // Those of queries that are not there are NaN with a key that is not finite.
+    const int64_t rows = rows_ - q * kStepQueries;
+    if (rows >= kStepQueries) return;
+    for (float* of_step : {scores(k), dprobabilities(k)})
+      std::memset(of_step + rows * kStepKeys, 0, (kStepQueries - rows) * kStepKeys * sizeof(float));
   }
 
   // Of kHalves of the keys; with kRest, `count` of them are there.
   template <int kHalves, bool kRest>
-  void differentiate_step(int64_t q, int64_t k, int64_t count) const {
-    const float *scores = scores_ + k * kStepScores, *dprobabilities = dprobabilities_ + k * kStepScores;
+  void differentiate_step(int64_t q, int64_t k, int64_t count) {
+    const float *scores_of_step = scores(k), *dprobabilities_of_step = dprobabilities(k);
     const float *shifts = shifts_ + q * kStepQueries, *deltas = deltas_ + q * kStepQueries;
     BFloat16 *probabilities_of_step = probabilities(q, k), *dscores_of_step = dscores(q, k);
     BFloat16* dscores_of_keys = dscores_of_keys_ + k * kStepScores;
@@ -287,8 +294,9 @@ class QueryBlock {
 #pragma GCC unroll 2
         for (int64_t j = 0; j < kHalves; j++) {
           const int64_t at = row * kStepKeys + j * kTile;
-          Float probability = power_of_two_by_floor(multiply_add(load(scores + at), scale, broadcast(shifts[row])));
-          Float dscore = probability * (load(dprobabilities + at) - broadcast(deltas[row]));
+          Float probability =
+              power_of_two_by_floor(multiply_add(load(scores_of_step + at), scale, broadcast(shifts[row])));
+          Float dscore = probability * (load(dprobabilities_of_step + at) - broadcast(deltas[row]));
           if (kRest && j == kHalves - 1) {
             probability = _mm512_maskz_mov_ps(valid, probability);
             dscore = _mm512_maskz_mov_ps(valid, dscore);
@@ -353,9 +361,9 @@ class QueryBlock {
   float scale_ = 0;
   Rows next_head_[3];
   Scratch<BFloat16> query_, doutput_, query_columns_, doutput_columns_;
-  Scratch<float> scores_, dprobabilities_;
   Scratch<BFloat16> probabilities_, dscores_, dscores_of_keys_;
   Scratch<float> dquery_;
+  alignas(64) float scores_[2 * kStepScores], dprobabilities_[2 * kStepScores];  // of two steps of keys
   // Of each query: what is added to its scores and subtracted from its dP.
   alignas(64) float shifts_[kQueries], deltas_[kQueries];
   TileRegisters registers_;
