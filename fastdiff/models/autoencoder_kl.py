@@ -19,7 +19,7 @@ from fastdiff.models.unet_blocks import (
     UNetStage,
     Upsample2D,
 )
-from fastdiff.nn import GroupNormSiLU
+from fastdiff.nn import Conv2d, GroupNormSiLU
 
 _EPS = 1e-6
 
@@ -118,8 +118,8 @@ class AutoencoderKL(Autoencoder):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         latent = config.latent_channels
-        self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if config.use_quant_conv else None
-        self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.use_post_quant_conv else None
+        self.quant_conv = Conv2d(2 * latent, 2 * latent, 1) if config.use_quant_conv else None
+        self.post_quant_conv = Conv2d(latent, latent, 1) if config.use_post_quant_conv else None
         self.spatial_scale_factor = 2 ** (len(config.block_out_channels) - 1)
         sizes = config.sample_size if isinstance(config.sample_size, tuple) else (config.sample_size,)
         self.tile_sample_min_size = max(*sizes, self.spatial_scale_factor)
@@ -197,7 +197,7 @@ class Encoder(nn.Module):
         super().__init__()
         channels = config.block_out_channels
         settings = BlockSettings(time_channels=None, groups=config.norm_num_groups, eps=_EPS)
-        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList()
         in_channels = channels[0]
         for index, (block_type, out_channels) in enumerate(zip(config.down_block_types, channels, strict=True)):
@@ -213,7 +213,7 @@ class Encoder(nn.Module):
             in_channels = out_channels
         self.mid_block = _mid_block(channels[-1], settings, config.mid_block_add_attention)
         self.conv_norm_out = GroupNormSiLU(config.norm_num_groups, channels[-1], _EPS)
-        self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor, run_block: RunBlock) -> Tensor:
         x = self.conv_in(x)
@@ -230,7 +230,7 @@ class Decoder(nn.Module):
         super().__init__()
         channels = config.block_out_channels[::-1]
         settings = BlockSettings(time_channels=None, groups=config.norm_num_groups, eps=_EPS)
-        self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
+        self.conv_in = Conv2d(config.latent_channels, channels[0], 3, padding=1)
         self.mid_block = _mid_block(channels[0], settings, config.mid_block_add_attention)
         self.up_blocks = nn.ModuleList()
         in_channels = channels[0]
@@ -246,7 +246,7 @@ class Decoder(nn.Module):
             self.up_blocks.append(block)
             in_channels = out_channels
         self.conv_norm_out = GroupNormSiLU(config.norm_num_groups, channels[-1], _EPS)
-        self.conv_out = nn.Conv2d(channels[-1], config.out_channels, 3, padding=1)
+        self.conv_out = Conv2d(channels[-1], config.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, run_block: RunBlock) -> Tensor:
         x = run_block(self.mid_block, self.conv_in(x), None)

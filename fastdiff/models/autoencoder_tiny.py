@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastdiff.models import config_checks
 from fastdiff.models.autoencoder import Autoencoder, DecoderOutput
+from fastdiff.nn import Conv2d
 
 _ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "swish": nn.SiLU, "gelu": nn.GELU, "mish": nn.Mish}
 
@@ -184,11 +185,11 @@ class AutoencoderTinyBlock(nn.Module):
     def __init__(self, channels: int, act_fn: str) -> None:
         super().__init__()
         self.conv = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1),
+            Conv2d(channels, channels, 3, padding=1),
             _activation(act_fn),
-            nn.Conv2d(channels, channels, 3, padding=1),
+            Conv2d(channels, channels, 3, padding=1),
             _activation(act_fn),
-            nn.Conv2d(channels, channels, 3, padding=1),
+            Conv2d(channels, channels, 3, padding=1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -200,17 +201,17 @@ def _encoder_layers(config: AutoencoderTinyConfig) -> Iterator[nn.Module]:
     channels = config.encoder_block_out_channels[0]
     for index, blocks in enumerate(config.num_encoder_blocks):
         if index == 0:
-            yield nn.Conv2d(config.in_channels, channels, 3, padding=1)
+            yield Conv2d(config.in_channels, channels, 3, padding=1)
         else:
-            yield nn.Conv2d(channels, channels, 3, padding=1, stride=2, bias=False)
+            yield Conv2d(channels, channels, 3, padding=1, stride=2, bias=False)
         for _ in range(blocks):
             yield AutoencoderTinyBlock(channels, config.act_fn)
-    yield nn.Conv2d(channels, config.latent_channels, 3, padding=1)
+    yield Conv2d(channels, config.latent_channels, 3, padding=1)
 
 
 def _decoder_layers(config: AutoencoderTinyConfig) -> Iterator[nn.Module]:
     channels = config.decoder_block_out_channels[0]
-    yield nn.Conv2d(config.latent_channels, channels, 3, padding=1)
+    yield Conv2d(config.latent_channels, channels, 3, padding=1)
     yield _activation(config.act_fn)
     last = len(config.num_decoder_blocks) - 1
     for index, blocks in enumerate(config.num_decoder_blocks):
@@ -218,9 +219,9 @@ def _decoder_layers(config: AutoencoderTinyConfig) -> Iterator[nn.Module]:
             yield AutoencoderTinyBlock(channels, config.act_fn)
         if index < last:
             yield nn.Upsample(scale_factor=2, mode=config.upsample_fn)
-            yield nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+            yield Conv2d(channels, channels, 3, padding=1, bias=False)
         else:
-            yield nn.Conv2d(channels, config.out_channels, 3, padding=1)
+            yield Conv2d(channels, config.out_channels, 3, padding=1)
 
 
 def _activation(act_fn: str) -> nn.Module:

@@ -14,7 +14,7 @@ from fastdiff.models.embeddings import of_each_sample
 from fastdiff.models.patch_embed import PatchEmbed, grid_size, unpatchify
 from fastdiff.models.pretrained import PretrainedModel
 from fastdiff.models.transformer_blocks import BLOCK_EPS, Transformer2DOutput, finish_block
-from fastdiff.nn import AdaLayerNormZero, Attention, FeedForward
+from fastdiff.nn import AdaLayerNormZero, Attention, FeedForward, Linear
 
 CLASS_DROPOUT = 0.1
 """Share of the labels that training replaces by "no class"; as in diffusers not part of the configuration."""
@@ -106,8 +106,8 @@ class DiTTransformer2DModel(PretrainedModel):
             config.in_channels, channels, config.patch_size, base_size=config.sample_size // config.patch_size
         )
         self.transformer_blocks = nn.ModuleList(DiTBlock(channels, config) for _ in range(config.num_layers))
-        self.proj_out_1 = nn.Linear(channels, 2 * channels)
-        self.proj_out_2 = nn.Linear(channels, config.patch_size**2 * out_channels)
+        self.proj_out_1 = Linear(channels, 2 * channels)
+        self.proj_out_2 = Linear(channels, config.patch_size**2 * out_channels)
 
     @classmethod
     def parse_config(cls, values: dict[str, Any]) -> Any:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastdiff.nn import Linear
+
 
 def of_each_sample(name: str, value: Tensor | float, batch: Tensor) -> Tensor:
     """A number, or a tensor of no dimension or (N,), as (N,) on the device of a batch (N, ...)."""
@@ -40,9 +42,9 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, condition_channels: int | None = None) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(in_channels, out_channels)
-        self.cond_proj = None if condition_channels is None else nn.Linear(condition_channels, in_channels, bias=False)
-        self.linear_2 = nn.Linear(out_channels, out_channels)
+        self.linear_1 = Linear(in_channels, out_channels)
+        self.cond_proj = None if condition_channels is None else Linear(condition_channels, in_channels, bias=False)
+        self.linear_2 = Linear(out_channels, out_channels)
 
     def forward(self, embedding: Tensor, condition: Tensor | None = None) -> Tensor:
         if self.cond_proj is not None and condition is not None:
@@ -70,7 +72,7 @@ def class_embedding(
     if embed_type in ("projection", "simple_projection"):
         assert label_channels is not None  # checked by the configuration
         if embed_type == "simple_projection":
-            return nn.Linear(label_channels, time_channels)
+            return Linear(label_channels, time_channels)
         return TimestepEmbedding(label_channels, time_channels)
     if num_class_embeds is not None:
         return nn.Embedding(num_class_embeds, time_channels)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastdiff import ops
 from fastdiff.models.condition_embeddings import CombinedTimestepTextProjEmbeddings
@@ -22,7 +21,7 @@ from fastdiff.models.transformer_blocks import (
     clip_float16,
     refuse_attention_kwargs,
 )
-from fastdiff.nn import AdaLayerNormContinuous, AdaLayerNormZeroSingle
+from fastdiff.nn import AdaLayerNormContinuous, AdaLayerNormZeroSingle, Linear
 
 ROPE_THETA = 10000.0
 
@@ -91,8 +90,8 @@ class FluxTransformer2DModel(PretrainedModel):
         self.time_text_embed = CombinedTimestepTextProjEmbeddings(
             channels, config.pooled_projection_dim, timestep_scale=1000.0, guidance=config.guidance_embeds
         )
-        self.context_embedder = nn.Linear(config.joint_attention_dim, channels)
-        self.x_embedder = nn.Linear(config.in_channels, channels)
+        self.context_embedder = Linear(config.joint_attention_dim, channels)
+        self.x_embedder = Linear(config.in_channels, channels)
         self.transformer_blocks = nn.ModuleList(
             JointTransformerBlock(channels, heads, qk_norm=True) for _ in range(config.num_layers)
         )
@@ -100,7 +99,7 @@ class FluxTransformer2DModel(PretrainedModel):
             FluxSingleTransformerBlock(channels, heads) for _ in range(config.num_single_layers)
         )
         self.norm_out = AdaLayerNormContinuous(channels, channels, elementwise_affine=False, eps=BLOCK_EPS)
-        self.proj_out = nn.Linear(channels, config.patch_size**2 * out_channels)
+        self.proj_out = Linear(channels, config.patch_size**2 * out_channels)
 
     def cache_context(self, name: str) -> AbstractContextManager[None]:
         """For diffusers' pipelines, which say what kind of call follows: nothing is kept from call to call here."""
@@ -191,14 +190,14 @@ class FluxSingleTransformerBlock(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.norm = AdaLayerNormZeroSingle(channels)
-        self.proj_mlp = nn.Linear(channels, 4 * channels)
-        self.proj_out = nn.Linear(5 * channels, channels)
+        self.proj_mlp = Linear(channels, 4 * channels)
+        self.proj_out = Linear(5 * channels, channels)
         self.attn = SelfAttention(channels, heads, qk_norm=True, project_out=False)
 
     def forward(self, x: Tensor, temb: Tensor, rope: RotaryTables) -> Tensor:
         """x (N, L, C), temb (N, C) -> (N, L, C)."""
         y, gate = self.norm(x, temb)
-        y = torch.cat((self.attn(y, rope), F.gelu(self.proj_mlp(y), approximate="tanh")), dim=-1)
+        y = torch.cat((self.attn(y, rope), self.proj_mlp.gelu(y, "tanh")), dim=-1)
         return clip_float16(ops.gate_residual(self.proj_out(y), gate, x))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff import ops
+from fastdiff.nn import Linear
 
 RotaryTables: TypeAlias = tuple[Tensor, Tensor]
 """cos and sin of all tokens, (L, head_dim) or (N, L, head_dim), as :func:`fastdiff.ops.qk_norm_rope` takes them."""
@@ -28,12 +29,12 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, heads: int, *, qk_norm: bool, project_out: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
+        self.to_q = Linear(channels, channels)
+        self.to_k = Linear(channels, channels)
+        self.to_v = Linear(channels, channels)
         self.norm_q, self.norm_k = (_head_norm(channels // heads, qk_norm) for _ in range(2))
         # A list because diffusers' key is to_out.0.
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)]) if project_out else None
+        self.to_out = nn.ModuleList([Linear(channels, channels)]) if project_out else None
 
     def forward(self, x: Tensor, rope: RotaryTables | None = None) -> Tensor:
         """x (N, L, C) -> (N, L, C)."""
@@ -57,16 +58,16 @@ class JointAttention(nn.Module):
     def __init__(self, channels: int, heads: int, *, qk_norm: bool, context_pre_only: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
+        self.to_q = Linear(channels, channels)
+        self.to_k = Linear(channels, channels)
+        self.to_v = Linear(channels, channels)
         self.norm_q, self.norm_k = (_head_norm(channels // heads, qk_norm) for _ in range(2))
-        self.add_q_proj = nn.Linear(channels, channels)
-        self.add_k_proj = nn.Linear(channels, channels)
-        self.add_v_proj = nn.Linear(channels, channels)
+        self.add_q_proj = Linear(channels, channels)
+        self.add_k_proj = Linear(channels, channels)
+        self.add_v_proj = Linear(channels, channels)
         self.norm_added_q, self.norm_added_k = (_head_norm(channels // heads, qk_norm) for _ in range(2))
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])  # a list because diffusers' key is to_out.0
-        self.to_add_out = None if context_pre_only else nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([Linear(channels, channels)])  # a list because diffusers' key is to_out.0
+        self.to_add_out = None if context_pre_only else Linear(channels, channels)
 
     def forward(self, x: Tensor, text: Tensor, rope: RotaryTables | None = None) -> tuple[Tensor, Tensor | None]:
         """Image x (N, L, C) and text (N, M, C) -> the same, None for a text that does not attend.

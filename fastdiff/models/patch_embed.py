@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff import ops
+from fastdiff.nn import Conv2d
 
 
 class PatchEmbed(nn.Module):
@@ -27,7 +28,7 @@ class PatchEmbed(nn.Module):
         self.patch_size = patch_size
         self.base_size = base_size
         self.max_size = max_size
-        self.proj = nn.Conv2d(in_channels, channels, patch_size, stride=patch_size)
+        self.proj = Conv2d(in_channels, channels, patch_size, stride=patch_size)
         self.pos_embed: Tensor | None
         table = None if max_size is None else position_table(channels, max_size, max_size, base_size).flatten(0, 1)
         self.register_buffer("pos_embed", None if table is None else table[None])  # (1, max_size ** 2, C)

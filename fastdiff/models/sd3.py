@@ -18,7 +18,7 @@ from fastdiff.models.transformer_blocks import (
     check_text,
     refuse_attention_kwargs,
 )
-from fastdiff.nn import AdaLayerNormContinuous
+from fastdiff.nn import AdaLayerNormContinuous, Linear
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class SD3Transformer2DModel(PretrainedModel):
             max_size=config.pos_embed_max_size,
         )
         self.time_text_embed = CombinedTimestepTextProjEmbeddings(channels, config.pooled_projection_dim)
-        self.context_embedder = nn.Linear(config.joint_attention_dim, channels)
+        self.context_embedder = Linear(config.joint_attention_dim, channels)
         self.transformer_blocks = nn.ModuleList(
             JointTransformerBlock(
                 channels,
@@ -114,7 +114,7 @@ class SD3Transformer2DModel(PretrainedModel):
             for layer in range(config.num_layers)
         )
         self.norm_out = AdaLayerNormContinuous(channels, channels, elementwise_affine=False, eps=BLOCK_EPS)
-        self.proj_out = nn.Linear(channels, config.patch_size**2 * out_channels)
+        self.proj_out = Linear(channels, config.patch_size**2 * out_channels)
 
     def forward(
         self,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastdiff import ops
 from fastdiff.models.unet_blocks import Text
-from fastdiff.nn import Attention, FeedForward, GroupNormSiLU
+from fastdiff.nn import Attention, FeedForward, GroupNormSiLU, Linear
 
 _GROUP_NORM_EPS = 1e-6  # whatever the eps of the U-Net's residual blocks
 
@@ -44,10 +43,10 @@ class Transformer2D(nn.Module):
 
     def forward(self, x: Tensor, text: Text) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (N, H*W, C), a view of a channels-last map
-        tokens = _project(self.proj_in, tokens)
+        tokens = self.proj_in(tokens)
         for block in self.transformer_blocks:
             tokens = block(tokens, text)
-        tokens = _project(self.proj_out, tokens)
+        tokens = self.proj_out(tokens)
         return x + tokens.transpose(1, 2).unflatten(-1, x.shape[2:])
 
 
@@ -87,10 +86,17 @@ class ResidualLayerNorm(nn.LayerNorm):
         )
 
 
-def _projection(channels: int, linear: bool) -> nn.Linear | nn.Conv2d:
-    return nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+class PixelLinear(Linear):
+    """A 1x1 convolution of a map as a linear layer of its pixels: only the weight's shape is the convolution's."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.weight = nn.Parameter(self.weight.detach()[:, :, None, None])
+
+    @property
+    def matrix(self) -> Tensor:
+        return self.weight.flatten(1)
 
 
-def _project(projection: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
-    """A 1x1 convolution of the map is a linear layer of its pixels."""
-    return F.linear(tokens, projection.weight.flatten(1), projection.bias)
+def _projection(channels: int, linear: bool) -> Linear:
+    return Linear(channels, channels) if linear else PixelLinear(channels, channels)

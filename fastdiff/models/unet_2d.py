@@ -11,7 +11,7 @@ from fastdiff.models import config_checks
 from fastdiff.models.embeddings import GaussianFourierEmbedding, TimestepEmbedding, class_embedding, of_each_sample
 from fastdiff.models.pretrained import PretrainedModel
 from fastdiff.models.unet_blocks import Attention, BlockSettings, DownBlock2D, UNetMidBlock2D, UpBlock2D
-from fastdiff.nn import GroupNormSiLU, Timesteps
+from fastdiff.nn import Conv2d, GroupNormSiLU, Timesteps
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class UNet2DModel(PretrainedModel):
             scale_shift=config.resnet_time_scale_shift == "scale_shift",
             head_dim=config.attention_head_dim,
         )
-        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.time_proj, raw_channels = _time_projection(config)
         self.time_embedding = TimestepEmbedding(raw_channels, time_channels)
         self.class_embedding = class_embedding(
@@ -172,7 +172,7 @@ class UNet2DModel(PretrainedModel):
             in_channels = out_channels
 
         self.conv_norm_out = GroupNormSiLU(config.norm_num_groups, channels[0], config.norm_eps)
-        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+        self.conv_out = Conv2d(channels[0], config.out_channels, 3, padding=1)
 
     def forward(
         self,

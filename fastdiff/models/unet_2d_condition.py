@@ -12,7 +12,7 @@ from fastdiff.models.embeddings import TimestepEmbedding, class_embedding, of_ea
 from fastdiff.models.pretrained import PretrainedModel
 from fastdiff.models.transformer_2d import Transformer2D
 from fastdiff.models.unet_blocks import BlockSettings, DownBlock2D, MakeAttention, Text, UNetMidBlock2D, UpBlock2D
-from fastdiff.nn import GroupNormSiLU, Timesteps
+from fastdiff.nn import Conv2d, GroupNormSiLU, Linear, Timesteps
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ class UNet2DConditionModel(PretrainedModel):
             dropout=config.dropout,
             scale_shift=config.resnet_time_scale_shift == "scale_shift",
         )
-        self.conv_in = nn.Conv2d(
+        self.conv_in = Conv2d(
             config.in_channels, channels[0], config.conv_in_kernel, padding=config.conv_in_kernel // 2
         )
         self._make_embeddings(time_channels)
@@ -319,7 +319,7 @@ class UNet2DConditionModel(PretrainedModel):
             in_channels = channels[stage]
 
         self.conv_norm_out = GroupNormSiLU(config.norm_num_groups, channels[0], config.norm_eps)
-        self.conv_out = nn.Conv2d(
+        self.conv_out = Conv2d(
             channels[0], config.out_channels, config.conv_out_kernel, padding=config.conv_out_kernel // 2
         )
 
@@ -334,7 +334,7 @@ class UNet2DConditionModel(PretrainedModel):
         )
         self.encoder_hid_proj = None
         if config.encoder_hid_dim is not None:
-            self.encoder_hid_proj = nn.Linear(config.encoder_hid_dim, config.per_stage("cross_attention_dim")[0])
+            self.encoder_hid_proj = Linear(config.encoder_hid_dim, config.per_stage("cross_attention_dim")[0])
         self.add_embedding = None
         if config.addition_embed_type == "text_time":
             assert config.addition_time_embed_dim is not None and label_channels is not None  # checked there

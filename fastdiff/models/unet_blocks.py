@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdiff import ops
-from fastdiff.nn import GroupNormSiLU
+from fastdiff.nn import Conv2d, GroupNormSiLU, Linear
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class ResnetBlock2D(nn.Module):
         self.output_scale_factor = output_scale_factor
         self.resample = resample
         self.norm1 = GroupNormSiLU(settings.groups, in_channels, settings.eps)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = None
         if settings.time_channels is not None:
-            self.time_emb_proj = nn.Linear(settings.time_channels, (1 + settings.scale_shift) * out_channels)
+            self.time_emb_proj = Linear(settings.time_channels, (1 + settings.scale_shift) * out_channels)
         self.norm2 = GroupNormSiLU(settings.groups, out_channels, settings.eps)
         self.dropout = nn.Dropout(settings.dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, time: Tensor | None) -> Tensor:
         """x (N, in_channels, H, W), time (N, time_channels), already through its SiLU."""
@@ -110,10 +110,10 @@ class Attention(nn.Module):
         self.group_norm = (
             None if groups is None else GroupNormSiLU(groups, channels, settings.eps, activation="identity")
         )
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])  # a list because diffusers' key is to_out.0
+        self.to_q = Linear(channels, channels)
+        self.to_k = Linear(channels, channels)
+        self.to_v = Linear(channels, channels)
+        self.to_out = nn.ModuleList([Linear(channels, channels)])  # a list because diffusers' key is to_out.0
 
     def forward(self, x: Tensor) -> Tensor:
         h = x if self.group_norm is None else self.group_norm(x)
@@ -140,7 +140,7 @@ class Downsample2D(nn.Module):
     def __init__(self, channels: int, padding: int) -> None:
         super().__init__()
         self.padding = padding
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.conv = Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         # Without padding of its own the convolution needs one more row and column, at the end.
@@ -152,7 +152,7 @@ class Upsample2D(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """To `size`, where that is not quite the double: an odd size on the way down was rounded up."""

@@ -7,8 +7,10 @@ from fastdiff.nn.ada_layer_norm import (
     SD35AdaLayerNormZeroX,
 )
 from fastdiff.nn.attention import Attention
+from fastdiff.nn.conv import Conv2d
 from fastdiff.nn.feed_forward import GEGLU, FeedForward
 from fastdiff.nn.group_norm_silu import GroupNormSiLU
+from fastdiff.nn.linear import Linear
 from fastdiff.nn.timesteps import Timesteps
 
 __all__ = [
@@ -17,8 +19,10 @@ __all__ = [
     "AdaLayerNormZero",
     "AdaLayerNormZeroSingle",
     "Attention",
+    "Conv2d",
     "FeedForward",
     "GroupNormSiLU",
+    "Linear",
     "SD35AdaLayerNormZeroX",
     "Timesteps",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdiff import ops
+from fastdiff.nn.linear import Linear
 
 _BLOCK_EPS = 1e-6
 
@@ -30,7 +31,7 @@ class AdaLayerNormZero(nn.Module):
 
     def __init__(self, embedding_dim: int, *, bias: bool = True, device=None, dtype=None) -> None:
         super().__init__()
-        self.linear = nn.Linear(embedding_dim, 6 * embedding_dim, bias=bias, device=device, dtype=dtype)
+        self.linear = Linear(embedding_dim, 6 * embedding_dim, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, emb: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """x (N, L, C) and emb (N, C) -> the normalised x, and gate_msa, shift_mlp, scale_mlp, gate_mlp, each (N, C)."""
@@ -51,7 +52,7 @@ class SD35AdaLayerNormZeroX(nn.Module):
 
     def __init__(self, embedding_dim: int, *, bias: bool = True, device=None, dtype=None) -> None:
         super().__init__()
-        self.linear = nn.Linear(embedding_dim, 9 * embedding_dim, bias=bias, device=device, dtype=dtype)
+        self.linear = Linear(embedding_dim, 9 * embedding_dim, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, emb: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """x (N, L, C) and emb (N, C) -> what :class:`AdaLayerNormZero` gives, then x for the second attention, and its
@@ -75,7 +76,7 @@ class AdaLayerNormZeroSingle(nn.Module):
 
     def __init__(self, embedding_dim: int, *, bias: bool = True, device=None, dtype=None) -> None:
         super().__init__()
-        self.linear = nn.Linear(embedding_dim, 3 * embedding_dim, bias=bias, device=device, dtype=dtype)
+        self.linear = Linear(embedding_dim, 3 * embedding_dim, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
         """x (N, L, C) and emb (N, C) -> the normalised x, and the gate of the branch, (N, C)."""
@@ -115,7 +116,7 @@ class AdaLayerNormContinuous(nn.Module):
             raise ValueError(f"norm_type must be one of {tuple(self.NORMS)}, got {norm_type!r}")
         super().__init__()
         made_as = {"device": device, "dtype": dtype}
-        self.linear = nn.Linear(conditioning_embedding_dim, 2 * embedding_dim, bias=bias, **made_as)
+        self.linear = Linear(conditioning_embedding_dim, 2 * embedding_dim, bias=bias, **made_as)
         self.eps = eps
         self.norm_type = norm_type
         # Holds the parameters; the kernel does its work.

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import weakref
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
-from fastdiff import ops
+from fastdiff import _switch, ops
+from fastdiff.nn.kept import Keeper, may_keep
+from fastdiff.nn.linear import Linear
 
 
-class Attention(nn.Module):
+class Attention(Keeper):
     """Multi-head self- or cross-attention with its projections, as the transformer blocks of diffusers have it.
 
     Same ``state_dict`` as `diffusers.models.attention_processor.Attention`: ``to_q``, ``to_k``, ``to_v``, ``to_out.0``.
@@ -51,12 +50,11 @@ class Attention(nn.Module):
         self.dim_head = dim_head
         context_dim = query_dim if cross_attention_dim is None else cross_attention_dim
         made_as = {"device": device, "dtype": dtype}
-        self.to_q = nn.Linear(query_dim, heads * dim_head, bias=bias, **made_as)
-        self.to_k = nn.Linear(context_dim, kv_heads * dim_head, bias=bias, **made_as)
-        self.to_v = nn.Linear(context_dim, kv_heads * dim_head, bias=bias, **made_as)
+        self.to_q = Linear(query_dim, heads * dim_head, bias=bias, **made_as)
+        self.to_k = Linear(context_dim, kv_heads * dim_head, bias=bias, **made_as)
+        self.to_v = Linear(context_dim, kv_heads * dim_head, bias=bias, **made_as)
         # A list because diffusers' key is to_out.0.
-        self.to_out = nn.ModuleList([nn.Linear(heads * dim_head, query_dim, bias=out_bias, **made_as)])
-        self._kept: _Kept | None = None
+        self.to_out = nn.ModuleList([Linear(heads * dim_head, query_dim, bias=out_bias, **made_as)])
 
     def forward(
         self,
@@ -81,10 +79,6 @@ class Attention(nn.Module):
             key, value = self._project_text(encoder_hidden_states)
         return self.to_out[0](ops.attention(query, key, value, kv_lengths=kv_lengths).flatten(2))
 
-    def forget(self) -> None:
-        """Drop the keys and values that are kept of the last text."""
-        self._kept = None
-
     def _heads(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (-1, self.dim_head))
 
@@ -93,48 +87,12 @@ class Attention(nn.Module):
 
     def _project_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
         sources = (text, *self.to_k.parameters(), *self.to_v.parameters())
-        # Tensors made in inference mode count no versions; a compiler would freeze what is kept into its graph.
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(t.is_inference() for t in sources):
+        if not may_keep(*sources):
             return self._project(text)
-        if self._kept is None or not self._kept.is_of(sources):
-            self._kept = _Kept(tuple(map(_Version.of, sources)), _setting(text), *self._project(text))
-        return self._kept.key, self._kept.value
-
-    # What is kept belongs to one process and one text: copies and pickles of the module start without.
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_kept": None}
-
-
-class _Version(NamedTuple):
-    """A tensor as it was: the object, where its numbers lie, and how often they had been written."""
-
-    tensor: weakref.ref[Tensor]
-    address: int
-    version: int
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Version:
-        return cls(weakref.ref(tensor), tensor.data_ptr(), tensor._version)
-
-    def is_current(self, tensor: Tensor) -> bool:
-        return self.tensor() is tensor and self.address == tensor.data_ptr() and self.version == tensor._version
+        return self.keep(sources, _setting(text), lambda: self._project(text))
 
 
 def _setting(tensor: Tensor) -> tuple:
     """What else a projection depends on."""
     device = tensor.device.type
-    return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-
-
-class _Kept(NamedTuple):
-    versions: tuple[_Version, ...]
-    setting: tuple
-    key: Tensor
-    value: Tensor
-
-    def is_of(self, sources: tuple[Tensor, ...]) -> bool:
-        return (
-            len(sources) == len(self.versions)
-            and self.setting == _setting(sources[0])
-            and all(version.is_current(tensor) for version, tensor in zip(self.versions, sources, strict=True))
-        )
+    return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), _switch.reference_depth > 0

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastdiff import ops
+from fastdiff.nn.linear import Linear
 
 
 class GEGLU(nn.Module):
@@ -14,7 +14,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int, bias: bool = True, device=None, dtype=None) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim_in, 2 * dim_out, bias=bias, device=device, dtype=dtype)
+        self.proj = Linear(dim_in, 2 * dim_out, bias=bias, device=device, dtype=dtype)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return ops.geglu(self.proj(hidden_states))
@@ -25,11 +25,11 @@ class _GELU(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int, approximate: str, bias: bool, device=None, dtype=None) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim_in, dim_out, bias=bias, device=device, dtype=dtype)
+        self.proj = Linear(dim_in, dim_out, bias=bias, device=device, dtype=dtype)
         self.approximate = approximate
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return F.gelu(self.proj(hidden_states), approximate=self.approximate)
+        return self.proj.gelu(hidden_states, self.approximate)
 
 
 class FeedForward(nn.Module):
@@ -77,7 +77,7 @@ class FeedForward(nn.Module):
         else:
             approximate = "tanh" if activation_fn == "gelu-approximate" else "none"
             activation = _GELU(dim, inner_dim, approximate, bias, device, dtype)
-        output = nn.Linear(inner_dim, dim_out, bias=bias, device=device, dtype=dtype)
+        output = Linear(inner_dim, dim_out, bias=bias, device=device, dtype=dtype)
         # A list with the dropout in it because diffusers' keys are net.0.proj and net.2.
         self.net = nn.ModuleList([activation, nn.Dropout(dropout), output])
         if final_dropout:
