@@ -14,7 +14,8 @@ set(cpu_kernel_sources
   csrc/cpu/qk_norm_rope_backward.cpp
   csrc/cpu/sampler_step.cpp
   csrc/cpu/table.cpp
-  csrc/cpu/timestep_embedding.cpp)
+  csrc/cpu/timestep_embedding.cpp
+  csrc/cpu/winograd.cpp)
 # Those that multiply matrices once more, for the tile unit; all others are those of avx512_bf16.
 set(cpu_kernel_sources_amx
   csrc/cpu/amx/attention.cpp

@@ -16,6 +16,7 @@
 #include "common/qk_norm_rope.h"
 #include "common/sampler_step.h"
 #include "common/timestep_embedding.h"
+#include "common/winograd.h"
 
 #if defined(FASTDIFF_EMULATED) || defined(FASTDIFF_WITH_CUDA)
 #include "cuda/add_noise.h"
@@ -82,6 +83,12 @@ struct CpuBackend {
   static void sampler_step(const SamplerStepParams& p, const Tensor&) { cpu::kernels().sampler_step(p, threads()); }
   static void timestep_embedding(const TimestepEmbeddingParams& p, const Tensor&) {
     cpu::kernels().timestep_embedding(p, threads());
+  }
+  static void winograd_input(const WinogradInputParams& p, const Tensor&) {
+    cpu::kernels().winograd_input(p, threads());
+  }
+  static void winograd_output(const WinogradOutputParams& p, const Tensor&) {
+    cpu::kernels().winograd_output(p, threads());
   }
 };
 

@@ -15,6 +15,7 @@
 #include "common/qk_norm_rope.h"
 #include "common/sampler_step.h"
 #include "common/timestep_embedding.h"
+#include "common/winograd.h"
 #include "cpu/threads.h"
 
 namespace fastdiff::cpu {
@@ -37,6 +38,8 @@ struct Kernels {
   void (*qk_norm_rope_backward)(const QkNormRopeBackwardParams&, const Threads&);
   void (*sampler_step)(const SamplerStepParams&, const Threads&);
   void (*timestep_embedding)(const TimestepEmbeddingParams&, const Threads&);
+  void (*winograd_input)(const WinogradInputParams&, const Threads&);
+  void (*winograd_output)(const WinogradOutputParams&, const Threads&);
 };
 
 // Chosen once, by the best instruction set or by the environment variable FASTDIFF_CPU_ISA. Throws

@@ -22,6 +22,8 @@ void qk_norm_rope(const QkNormRopeParams&, const Threads&);
 void qk_norm_rope_backward(const QkNormRopeBackwardParams&, const Threads&);
 void sampler_step(const SamplerStepParams&, const Threads&);
 void timestep_embedding(const TimestepEmbeddingParams&, const Threads&);
+void winograd_input(const WinogradInputParams&, const Threads&);
+void winograd_output(const WinogradOutputParams&, const Threads&);
 
 Kernels table() {
   Kernels kernels;
@@ -42,6 +44,8 @@ Kernels table() {
   kernels.qk_norm_rope_backward = qk_norm_rope_backward;
   kernels.sampler_step = sampler_step;
   kernels.timestep_embedding = timestep_embedding;
+  kernels.winograd_input = winograd_input;
+  kernels.winograd_output = winograd_output;
   return kernels;
 }
 
