@@ -33,9 +33,9 @@ _SILU_MAGNITUDE = 0.596  # root mean square of SiLU of a standard normal number
 
 
 def normalize(x: Tensor, dim: int | Sequence[int]) -> Tensor:
-    """`x` by its root mean square over `dim`, which is taken in float32 or wider (equation 30)."""
+    """`x` by its root mean square over `dim`, which is taken in float32 or wider."""
     dims = (dim,) if isinstance(dim, int) else tuple(dim)
-    count = math.prod(x.shape[d] for d in dims)
+    count = math.prod([x.shape[d] for d in dims])
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     return x / (norm / math.sqrt(count) + _EPS).to(x.dtype)
 
