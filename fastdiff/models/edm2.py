@@ -32,12 +32,16 @@ _EPS = 1e-4
 _SILU_MAGNITUDE = 0.596  # root mean square of SiLU of a standard normal number
 
 
-def normalize(x: Tensor, dim: int | Sequence[int]) -> Tensor:
-    """`x` by its root mean square over `dim`, which is taken in float32 or wider."""
-    dims = (dim,) if isinstance(dim, int) else tuple(dim)
-    count = math.prod([x.shape[d] for d in dims])
+def normalize(x: Tensor, dim: int) -> Tensor:
+    """`x` by its magnitude over `dim`."""
+    return x / _magnitude(x, (dim,)).to(x.dtype)
+
+
+def _magnitude(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The root mean square over `dims`, which stay with the size 1, and a little more; in float32 or wider."""
+    count = math.prod([x.shape[dim] for dim in dims])
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    return x / (norm / math.sqrt(count) + _EPS).to(x.dtype)
+    return norm / math.sqrt(count) + _EPS
 
 
 def mp_silu(x: Tensor) -> Tensor:
@@ -84,19 +88,22 @@ class MPConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        weight = self._unit_weight()
-        weight = (weight * (gain / math.sqrt(weight[0].numel()))).to(x.dtype)
+        fan_in = self.weight[0].numel()
+        weight = self._scaled(gain / (math.sqrt(fan_in) * self._magnitudes())).to(x.dtype)
         return F.linear(x, weight) if weight.dim() == 2 else F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
     @torch.no_grad()
     def normalize_weight_(self) -> None:
         """Forced weight normalisation (equation 66): it keeps the effective learning rate from falling."""
-        self.weight.copy_(self._unit_weight())
+        self.weight.copy_(self._scaled(1 / self._magnitudes()))
 
-    def _unit_weight(self) -> Tensor:
-        """The filters, each with root mean square 1."""
-        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
-        return normalize(weight, range(1, weight.dim()))
+    def _magnitudes(self) -> Tensor:
+        """That of each filter, (out_channels, 1, ...)."""
+        return _magnitude(self.weight, tuple(range(1, self.weight.dim())))
+
+    def _scaled(self, factor: Tensor) -> Tensor:
+        """The weight times a factor for each filter, in the dtype of the factor: one pass over it."""
+        return self.weight.to(factor.dtype) * factor
 
 
 @dataclass(frozen=True)
