@@ -51,7 +51,8 @@ def mp_silu(x: Tensor) -> Tensor:
 
 def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
     """``((1 - t) a + t b) / sqrt((1 - t)^2 + t^2)`` (equation 88)."""
-    return torch.lerp(a, b, t) / math.hypot(1 - t, t)
+    length = math.hypot(1 - t, t)
+    return torch.add(a * ((1 - t) / length), b, alpha=t / length)
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:

@@ -47,7 +47,7 @@ class _PrecondConfig:
 
     Args:
         img_resolution, img_channels, label_dim: those of the network.
-        use_fp16: run the network in float16 on a GPU, whatever the dtype of its weights.
+        use_fp16: run the network in float16, but for a CPU, whatever the dtype of its weights.
         model_kwargs: all other keys of the network's configuration. They may as well stand beside those of the
             preconditioning, as NVlabs has them.
     """
@@ -138,7 +138,7 @@ class _Precond(PretrainedModel):
     def _network_dtype(self, x: Tensor, force_fp32: bool) -> torch.dtype:
         if force_fp32:
             return torch.promote_types(self.dtype, torch.float32)
-        return torch.float16 if self.config.use_fp16 and x.device.type == "cuda" else self.dtype
+        return torch.float16 if self.config.use_fp16 and x.device.type != "cpu" else self.dtype
 
 
 class _EDMPrecond(_Precond):
@@ -190,6 +190,10 @@ class VPPrecondConfig(_EDMPrecondConfig):
     beta_min: float = 0.1
     M: int = 1000
     epsilon_t: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config_checks.require_positive(self, "M")
 
 
 class VPPrecond(_EDMPrecond):
@@ -260,6 +264,10 @@ class IDDPMPrecondConfig(_EDMPrecondConfig):
     C_2: float = 0.008
     M: int = 1000
     model_type: str = "DhariwalUNet"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config_checks.require_positive(self, "M")
 
     def given(self) -> dict[str, Any]:
         # The second half is the variance that iDDPM learns, of which EDM makes no use.

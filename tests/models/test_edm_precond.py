@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -128,6 +129,39 @@ def test_noise_level_as_number_scalar_vector_and_map(kind: type) -> None:
         torch.testing.assert_close(model(x, sigma), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_half_precision_is_asked_for_by_the_configuration() -> None:
+    """Not of a CPU; the meta device stands for another."""
+    ran_in = []
+
+    def network(x: Tensor, *_: Tensor, **__: Tensor) -> Tensor:
+        ran_in.append(x.dtype)
+        return x
+
+    for device, *settings in (
+        ("meta", True, False),
+        ("meta", True, True),
+        ("meta", False, False),
+        ("cpu", True, False),
+    ):
+        model = made(EDM2Precond, use_fp16=settings[0]).to(device)
+        model.unet.forward = network
+        denoised = model(pictures().to(device), torch.ones(4, device=device), force_fp32=settings[1])
+        assert denoised.dtype == torch.float32
+    assert ran_in == [torch.float16, torch.float32, torch.float32, torch.float32]
+
+
+@pytest.mark.parametrize("kind", PRECONDS)
+def test_autocast(kind: type) -> None:
+    model, x, sigma = made(kind), pictures(), torch.tensor(LEVELS)
+    expected = model(x, sigma)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = model(x, sigma)
+    actual.sum().backward()
+    assert actual.dtype == torch.float32
+    assert (actual - expected).abs().max() < 0.05 * expected.abs().max()
+    assert not torch.equal(actual, expected)
+
+
 @pytest.mark.parametrize("kind", PRECONDS)
 def test_narrow_model_keeps_the_noise_level(kind: type) -> None:
     model = made(kind).bfloat16()
@@ -152,6 +186,14 @@ def test_folder_round_trip(kind: type, tmp_path) -> None:
     assert loaded.config == model.config and kind.from_config(model.config).config == model.config
     assert torch.equal(loaded(x, 0.5), model(x, 0.5))
     assert "NaN" not in (tmp_path / "config.json").read_text() and "Inf" not in (tmp_path / "config.json").read_text()
+
+
+def test_folder_with_the_arguments_of_nvlabs_constructor(tmp_path) -> None:
+    """Weights, and all keys beside each other."""
+    model = made(EDM2Precond)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(SMALL | {"channels_per_head": 16}))
+    assert torch.equal(EDM2Precond.from_pretrained(tmp_path)(pictures(), 0.5), model(pictures(), 0.5))
 
 
 def test_networks_keys_stand_beside_or_in_model_kwargs() -> None:
