@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fastdiff._files import atomic_write
+from fastdiff.models.exact_buffers import exact_names
 from fastdiff.models.hub import find_folder
 from fastdiff.models.weights import WEIGHTS_NAME, WEIGHTS_PATTERN, read_json, read_weights
 
@@ -111,7 +112,7 @@ class PretrainedModel(nn.Module):
             raise ValueError(f"{folder / CONFIG_NAME} is of a {config['_class_name']}, not of a {cls.__name__}")
         with torch.device("meta"):  # no time for initial values that are overwritten at once
             model = cls.from_config(config)
-        state = read_weights(folder, dtype, device)
+        state = read_weights(folder, dtype, device, exact=set(exact_names(model)))
         try:
             model.load_state_dict(state, assign=True)
         except RuntimeError as error:
@@ -123,7 +124,11 @@ class PretrainedModel(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {"_class_name": type(self).__name__, **dataclasses.asdict(self.config)}
-        state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in self.state_dict().items()}
+        exact = set(exact_names(self))
+        state = {
+            key: value.detach().to("cpu", None if key in exact else dtype).contiguous()
+            for key, value in self.state_dict().items()
+        }
         atomic_write(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
         # "format" is what transformers and diffusers ask for.
         atomic_write(folder / WEIGHTS_NAME, safetensors.torch.save(state, metadata={"format": "pt"}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,16 @@ WEIGHTS_PATTERN = "diffusion_pytorch_model*.safetensors*"  # all of these
 PICKLE_NAME = "diffusion_pytorch_model.bin"
 
 
-def read_weights(folder: Path, dtype: torch.dtype | None, device: torch.device | str | None) -> dict[str, Tensor]:
+def read_weights(
+    folder: Path,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    *,
+    exact: Collection[str] = (),
+) -> dict[str, Tensor]:
     """The tensors by name; those of floating point in `dtype` (None: as stored), on `device` (None: the CPU).
+
+    The tensors named in `exact` are as stored in any case.
 
     One tensor at a time, so that no second copy of all of them is ever in memory. What keeps its dtype and stays on the
     CPU is not even read before it is used: the file is mapped.
@@ -30,7 +38,8 @@ def read_weights(folder: Path, dtype: torch.dtype | None, device: torch.device |
     state = {}
     for path in _files(folder):
         for name, stored in _tensors(path):
-            state[name] = stored.to(device, dtype if stored.is_floating_point() else None)
+            is_cast = stored.is_floating_point() and name not in exact
+            state[name] = stored.to(device, dtype if is_cast else None)
     return state
 
 
