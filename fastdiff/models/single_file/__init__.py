@@ -68,9 +68,11 @@ def infer_config(model_class: type, part: Part, given: Mapping[str, Any]) -> dic
         ValueError: a tensor is missing that tells one, or nothing does.
     """
     values = {**layout_of(model_class).infer(part), **given}
+    not_told = {key: value.reason for key, value in values.items() if isinstance(value, NotTold)}
+    if not_told:
+        keys, reason = " and ".join(not_told), next(iter(not_told.values()))
+        raise ValueError(f"{part.path} does not tell {keys}, {reason}: give what is missing beside the path")
     for key, value in values.items():
-        if isinstance(value, NotTold):
-            raise ValueError(f"{part.path} does not tell {key}, {value.reason}: give it beside the path")
         if isinstance(value, Assumed):
             warnings.warn(
                 f"{part.path} does not tell {key}: {value.value} is taken, {value.reason}; give it beside the path",
@@ -99,7 +101,10 @@ def convert(
     for name, stored in tensors:
         place = places[name.removeprefix(part.prefix)]
         wanted = [shapes[target] for target in place.names]
-        made = place.make(stored, wanted)
+        try:
+            made = place.make(stored, wanted)
+        except ValueError as error:
+            raise ValueError(f"{name} of {part.path} {error}") from error
         for target, shape, tensor in zip(place.names, wanted, made, strict=True):
             if tensor.shape != shape:
                 raise ValueError(

@@ -33,7 +33,9 @@ def _infer(part: Part) -> dict[str, Any]:
         "sample_size": math.isqrt(part.shape("pos_embed", 3)[1]) * patch_size,
         "patch_size": patch_size,
         "num_embeds_ada_norm": part.shape("y_embedder.embedding_table.weight", 2)[0] - 1,  # the last stands for none
-        "norm_eps": BLOCK_EPS,  # diffusers' copies of the weights have 1e-5 in the second norm
+        # As the original code has them, unlike diffusers.
+        "norm_eps": BLOCK_EPS,
+        "freq_shift": 0,
     }
 
 
@@ -67,7 +69,7 @@ def _positions(config: Any) -> Place:
         table = position_table(channels, side, side, side).flatten(0, 1)
         allowed = 1e-4 + torch.finfo(tensor.dtype).eps
         if tensor.shape != (1, *table.shape) or (tensor[0].float() - table).abs().max() > allowed:
-            raise ValueError(f"pos_embed must be the sines and cosines of {side} x {side} places, which it is not")
+            raise ValueError(f"must hold the sines and cosines of {side} x {side} places, which it does not")
         return []
 
     return Place((), make)

@@ -66,7 +66,7 @@ class Place(NamedTuple):
     names: tuple[str, ...]
     """In the model."""
     make: Make
-    """Makes the tensors of these names from the one of the file, given their shapes."""
+    """Makes the tensors of these names from the one of the file, given their shapes. Raises ValueError."""
     copy: bool = False
     """Whether each must have memory of its own."""
 
@@ -108,7 +108,9 @@ def split(*names: str) -> Place:
 
     def make(tensor: Tensor, shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
         rows = [shape[0] for shape in shapes]
-        return tensor.split(rows) if sum(rows) == len(tensor) else [tensor] * len(rows)  # of a shape that is refused
+        if len(tensor) != sum(rows):
+            raise ValueError(f"must have {sum(rows)} rows, got {len(tensor)}")
+        return tensor.split(rows)
 
     return Place(names, make)
 
