@@ -159,7 +159,7 @@ class PretrainedModel(nn.Module):
         with torch.device("meta"):
             model = cls.from_config(infer_config(cls, part, values))
         names = {part.prefix + name for name in part.tensors}
-        state = convert(model, model.config, part, read_tensors(path, names), dtype, device)
+        state = convert(model, part, read_tensors(path, names), dtype, device)
         model.load_state_dict(state, assign=True)
         return model.eval()
 

@@ -258,7 +258,7 @@ def test_published_configuration_and_shapes(name: str) -> None:
         tensors = {prefix + key: torch.empty(shape) for key, shape in shapes.items()}
     if model_class is DiTTransformer2DModel:
         tensors["pos_embed"] = sines(1152, math.isqrt(shapes["pos_embed"][1]))
-    model.load_state_dict(convert(model, model.config, part, tensors.items(), None, None), assign=True)
+    model.load_state_dict(convert(model, part, tensors.items(), None, None), assign=True)
 
 
 def by_diffusers(model, name: str, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -397,6 +397,14 @@ def test_scale_of_an_autoencoder_is_that_of_the_rest_of_the_file(beside: str, sc
     assert (config.scaling_factor, config.shift_factor) == scale
 
 
+def test_autoencoder_with_statistics_of_its_latents(tmp_path: Path) -> None:
+    """They are Playground's, and its scale is not SDXL's."""
+    tensors = random_tensors(original.ldm_vae(**SMALL_VAE), VAE)
+    tensors |= {"edm_mean": torch.ones(4), "conditioner.embedders.0.transformer.weight": torch.ones(4)}
+    with pytest.raises(ValueError, match="does not tell scaling_factor, as its latents have means"):
+        AutoencoderKL.from_single_file(saved(tensors, tmp_path))
+
+
 def test_flux_with_its_autoencoder_in_one_file(tmp_path: Path) -> None:
     tensors = random_tensors(original.ldm_vae(**SMALL_VAE, z_channels=16, quant_conv=False), "vae.")
     tensors |= random_tensors(original.flux(**SMALL_FLUX), UNET)
@@ -520,8 +528,10 @@ def test_tensor_of_another_shape(tmp_path: Path) -> None:
         wrong = shapes | {key: (shapes[key][0] + 2, *shapes[key][1:])}
         with pytest.raises(ValueError, match=f"{key} of .* (must have 336 rows|has shape .*, which does not make up)"):
             model_class.from_single_file(saved(random_tensors(wrong, prefix), tmp_path), **given)
-    with pytest.raises(ValueError, match="img_in.weight of .* must have 2 dimensions"):
-        model_class.from_single_file(saved(random_tensors(shapes | {"img_in.weight": (3, 4, 5)}), tmp_path))
+    for shape in ((3, 4, 5), (0, 4)):
+        path = saved(random_tensors(shapes | {"img_in.weight": shape}), tmp_path)
+        with pytest.raises(ValueError, match="img_in.weight of .* must have 2 dimensions"):
+            model_class.from_single_file(path)
 
 
 @pytest.mark.parametrize("dtype", (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8), ids=str)

@@ -8,14 +8,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fastdiff.models.single_file import dit, flux, ldm_unet, ldm_vae, sd3
-from fastdiff.models.single_file.layout import Assumed, Layout, NotTold, Part, Place, Table
+from fastdiff.models.single_file.layout import Assumed, Layout, NotTold, Part, Place, Rules, Table
 from fastdiff.models.weights import StoredTensor
+
+if TYPE_CHECKING:
+    from fastdiff.models.pretrained import PretrainedModel
 
 LAYOUTS = {
     "AutoencoderKL": ldm_vae.LAYOUT,
@@ -83,8 +86,7 @@ def infer_config(model_class: type, part: Part, given: Mapping[str, Any]) -> dic
 
 
 def convert(
-    model: torch.nn.Module,
-    config: Any,
+    model: PretrainedModel,
     part: Part,
     tensors: Iterable[tuple[str, Tensor]],
     dtype: torch.dtype | None,
@@ -96,7 +98,7 @@ def convert(
         ValueError: a tensor is missing, superfluous or of another shape.
     """
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    places = _places(layout_of(type(model)), config, part, shapes)
+    places = _places(layout_of(type(model)).rules(model.config), part, shapes)
     state = {}
     for name, stored in tensors:
         place = places[name.removeprefix(part.prefix)]
@@ -115,29 +117,24 @@ def convert(
     return state
 
 
-def _places(layout: Layout, config: Any, part: Part, shapes: Mapping[str, torch.Size]) -> dict[str, Place]:
-    """Of each tensor of the part."""
-    table = Table(layout.rules(config))
+def _places(rules: Rules, part: Part, shapes: Mapping[str, torch.Size]) -> dict[str, Place]:
+    """Of each tensor of the part. Every name of the model is taken once."""
+    table = Table(rules)
     places: dict[str, Place] = {}
-    taken: dict[str, str] = {}
-    unknown = []
+    missing, unknown = dict.fromkeys(shapes), []
     for name in part.tensors:
         place = table.place(name)
-        if place is None or any(target not in shapes or target in taken for target in place.names):
+        if place is None or not missing.keys() >= set(place.names):
             unknown.append(part.prefix + name)
-        else:
-            places[name] = place
-            taken |= dict.fromkeys(place.names, name)
-    missing = [name for name in shapes if name not in taken]
+            continue
+        places[name] = place
+        for target in place.names:
+            del missing[target]
     if unknown:
-        raise ValueError(f"{part.path} has {_some(unknown)}, for which the model has no place{_lacks(missing)}")
+        raise ValueError(f"{part.path} has {_some(unknown)}, for which the model has no place")
     if missing:
-        raise ValueError(f"{part.path} has nothing for {_some(missing)} of the model")
+        raise ValueError(f"{part.path} has nothing for {_some([*missing])} of the model")
     return places
-
-
-def _lacks(missing: list[str]) -> str:
-    return f", and nothing for {_some(missing)} of the model" if missing else ""
 
 
 def _some(names: list[str]) -> str:

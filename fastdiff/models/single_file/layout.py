@@ -30,12 +30,13 @@ class Part:
         return name in self.tensors
 
     def shape(self, name: str, dimensions: int | None = None) -> tuple[int, ...]:
-        """Of a tensor that must be there, and of so many dimensions."""
+        """Of a tensor that must be there, not empty, and of so many dimensions."""
         if name not in self:
             raise ValueError(f"{self.path} has no tensor {self.prefix}{name}")
         shape = self.tensors[name].shape
-        if dimensions not in (None, len(shape)):
-            raise ValueError(f"{self.prefix}{name} of {self.path} must have {dimensions} dimensions, got shape {shape}")
+        if dimensions not in (None, len(shape)) or 0 in shape:
+            wanted = "some" if dimensions is None else dimensions
+            raise ValueError(f"{self.prefix}{name} of {self.path} must have {wanted} dimensions, got shape {shape}")
         return shape
 
     def count(self, pattern: str) -> int:

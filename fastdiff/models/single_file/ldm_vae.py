@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastdiff.models.single_file.layout import Assumed, Layout, Part, Place, Rules, linear
+from fastdiff.models.single_file.layout import Assumed, Layout, NotTold, Part, Place, Rules, linear
 
 
 def _infer(part: Part) -> dict[str, Any]:
-    stages = range(part.count("encoder.down.{n}"))
+    stages = range(max(1, part.count("encoder.down.{n}")))
     latent_channels, in_channels = (
         part.shape("decoder.conv_in.weight", 4)[1],
         part.shape("encoder.conv_in.weight", 4)[1],
@@ -43,6 +43,8 @@ def _scale(part: Part, latent_channels: int) -> dict[str, Any]:
         if part.prefix and not any("double_blocks." in name for name in part.others):
             return {"sample_size": 1024, "scaling_factor": 1.5305, "shift_factor": 0.0609}
         return {"sample_size": 1024, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+    if "edm_mean" in part.others:
+        return {"scaling_factor": NotTold("as its latents have means and deviations, edm_mean and edm_std")}
     if any(name.startswith("conditioner.") for name in part.others):
         return {"sample_size": 1024, "scaling_factor": 0.13025}
     if part.others:
