@@ -156,8 +156,12 @@ class PretrainedModel(nn.Module):
         """
         path = Path(path)
         part = find_part(cls, path, read_head(path))
-        with torch.device("meta"):
-            model = cls.from_config(infer_config(cls, part, values))
+        config = infer_config(cls, part, values)
+        try:
+            with torch.device("meta"):
+                model = cls.from_config(config)
+        except ValueError as error:
+            raise ValueError(f"what {path} tells does not make a {cls.__name__}: {error}") from error
         names = {part.prefix + name for name in part.tensors}
         state = convert(model, part, read_tensors(path, names), dtype, device)
         model.load_state_dict(state, assign=True)

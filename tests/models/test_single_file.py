@@ -421,12 +421,13 @@ def test_scale_of_an_autoencoder_in_its_own_file(tmp_path: Path, recwarn: pytest
 
 
 def test_attention_within_the_stages_of_an_autoencoder(tmp_path: Path) -> None:
-    tensors = random_tensors(original.ldm_vae(**SMALL_VAE, attention_at=(1,)), VAE) | {"other": torch.ones(1)}
+    tensors = random_tensors(original.ldm_vae(**SMALL_VAE, attention_at=(0,)), VAE) | {"other": torch.ones(1)}
     model = AutoencoderKL.from_single_file(saved(tensors, tmp_path))
-    assert model.config.down_block_types == ("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "DownEncoderBlock2D")
+    assert model.config.down_block_types == ("AttnDownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D")
+    assert model.config.up_block_types == ("UpDecoderBlock2D", "UpDecoderBlock2D", "AttnUpDecoderBlock2D")
     for theirs, ours in (
-        ("encoder.down.1.attn.0.k", model.encoder.down_blocks[1].attentions[0].to_k),
-        ("decoder.up.1.attn.1.k", model.decoder.up_blocks[1].attentions[1].to_k),
+        ("encoder.down.0.attn.0.k", model.encoder.down_blocks[0].attentions[0].to_k),
+        ("decoder.up.0.attn.1.k", model.decoder.up_blocks[2].attentions[1].to_k),
     ):
         assert torch.equal(ours.weight, tensors[f"{VAE}{theirs}.weight"][..., 0, 0])
 
@@ -464,6 +465,15 @@ def test_what_a_file_does_not_tell(model_class, shapes: original.Shapes, told: d
     assert {key: getattr(config, key) for key in told} == told
     with pytest.raises(ValueError, match="has no configuration key 'heads'"):
         model_class.from_single_file(path, **told, heads=2)
+
+
+def test_configuration_that_makes_no_model(tmp_path: Path) -> None:
+    """Latent diffusion's norms have 32 groups."""
+    shapes = original.ldm_unet(**SMALL_UNET | {"model_channels": 24}, transformer_depth=(1, 1))
+    path = saved(random_tensors(shapes), tmp_path)
+    with pytest.raises(ValueError, match="what .* tells does not make a UNet2DConditionModel: norm_num_groups must"):
+        UNet2DConditionModel.from_single_file(path)
+    assert UNet2DConditionModel.from_single_file(path, norm_num_groups=8).config.norm_num_groups == 8
 
 
 FAMILIES = ("sd1", "vae", "sd3", "flux_dev")
