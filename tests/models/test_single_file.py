@@ -538,6 +538,10 @@ def test_tensor_of_another_shape(tmp_path: Path) -> None:
         wrong = shapes | {key: (shapes[key][0] + 2, *shapes[key][1:])}
         with pytest.raises(ValueError, match=f"{key} of .* (must have 336 rows|has shape .*, which does not make up)"):
             model_class.from_single_file(saved(random_tensors(wrong, prefix), tmp_path), **given)
+    for key in ("single_blocks.1.linear1.bias", "final_layer.adaLN_modulation.1.bias", "txt_in.bias"):
+        path = saved(random_tensors(shapes | {key: ()}, prefix), tmp_path)
+        with pytest.raises(ValueError, match=f"{key} of .* is a single number"):
+            model_class.from_single_file(path, **given)
     for shape in ((3, 4, 5), (0, 4)):
         path = saved(random_tensors(shapes | {"img_in.weight": shape}), tmp_path)
         with pytest.raises(ValueError, match="img_in.weight of .* must have 2 dimensions"):

@@ -102,6 +102,8 @@ def convert(
     state = {}
     for name, stored in tensors:
         place = places[name.removeprefix(part.prefix)]
+        if stored.dim() == 0:
+            raise ValueError(f"{name} of {part.path} is a single number")
         wanted = [shapes[target] for target in place.names]
         try:
             made = place.make(stored, wanted)
