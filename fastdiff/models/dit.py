@@ -35,8 +35,10 @@ _FORMER_KEYS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class DiTTransformer2DConfig:
-    """The configuration of :class:`DiTTransformer2DModel`: diffusers' keys, defaults and meanings.
+    """The configuration of :class:`DiTTransformer2DModel`: diffusers' keys, defaults and meanings, and one key more.
 
+    ``freq_shift`` is 1 in diffusers, which has no such key, and 0 in the original code: the raw embedding of a timestep
+    has frequencies 10000 ** (-i / (128 - freq_shift)), which is another one altogether for large timesteps.
     ``norm_num_groups`` and ``upcast_attention`` are read and change nothing: there is no group norm, and scores are
     float32 in any case.
 
@@ -60,11 +62,12 @@ class DiTTransformer2DConfig:
     norm_type: str = "ada_norm_zero"
     norm_elementwise_affine: bool = False
     norm_eps: float = 1e-5
+    freq_shift: int = 1
 
     def __post_init__(self) -> None:
         require_positive(self, "num_attention_heads", "attention_head_dim", "in_channels", "num_layers")
         require_positive(self, "sample_size", "patch_size", "num_embeds_ada_norm")
-        require_choice(self, norm_type=("ada_norm_zero",), activation_fn=FeedForward.ACTIVATIONS)
+        require_choice(self, norm_type=("ada_norm_zero",), activation_fn=FeedForward.ACTIVATIONS, freq_shift=(0, 1))
         if self.out_channels is not None:
             require_positive(self, "out_channels")
         if self.num_attention_heads * self.attention_head_dim % 4:
@@ -156,9 +159,14 @@ class DiTTransformer2DModel(PretrainedModel):
         return Transformer2DOutput(unpatchify(self.proj_out_2(x), height, width, self.config.patch_size))
 
     def _embed(self, timestep: Tensor) -> Tensor:
-        """The raw embedding of (N,) timesteps. Its slowest frequency is DDPM's, as in diffusers; DiT's own is not."""
-        dtype = self.proj_out_1.weight.dtype
-        return ops.timestep_embedding(timestep, TIMESTEP_CHANNELS, flip_sin_to_cos=True, dtype=dtype)
+        """The raw embedding of (N,) timesteps."""
+        return ops.timestep_embedding(
+            timestep,
+            TIMESTEP_CHANNELS,
+            flip_sin_to_cos=True,
+            downscale_freq_shift=self.config.freq_shift,
+            dtype=self.proj_out_1.weight.dtype,
+        )
 
 
 class DiTBlock(nn.Module):

@@ -17,7 +17,15 @@ from torch.utils.checkpoint import checkpoint
 from fastdiff._files import atomic_write
 from fastdiff.models.exact_buffers import exact_names
 from fastdiff.models.hub import find_folder
-from fastdiff.models.weights import WEIGHTS_NAME, WEIGHTS_PATTERN, read_json, read_weights
+from fastdiff.models.single_file import convert, find_part, infer_config
+from fastdiff.models.weights import (
+    WEIGHTS_NAME,
+    WEIGHTS_PATTERN,
+    read_head,
+    read_json,
+    read_tensors,
+    read_weights,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
@@ -117,6 +125,47 @@ class PretrainedModel(nn.Module):
             model.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise ValueError(f"the weights in {folder} do not fit its {CONFIG_NAME}: {error}") from error
+        return model.eval()
+
+    @classmethod
+    def from_single_file(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        **values: Any,
+    ) -> Self:
+        """The model in a file of the layout that it was first published in, in evaluation mode.
+
+        That may be a file with other networks beside this one, as those of Stable Diffusion. Weights of an average
+        that lie beside others (``model_ema``) are not read. The configuration is what names and shapes of the tensors
+        tell and, where they don't, what the published models of the family have.
+
+        Args:
+            path: of a safetensors file.
+            dtype: of the weights; None is as stored. What keeps its dtype and stays on the CPU is, where it can be, a
+                view of the file, which is mapped.
+            device: where the weights go; None is the CPU.
+            **values: keys of the configuration that are known better, such as the scaling_factor of an autoencoder in a
+                file of its own, or the number of heads of a model of an unusual width.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the class has no such layout; the file is damaged, a pickle or of another model; a tensor is
+                missing, superfluous, of another shape or quantised; or the file does not tell a key.
+        """
+        path = Path(path)
+        part = find_part(cls, path, read_head(path))
+        config = infer_config(cls, part, values)
+        try:
+            with torch.device("meta"):
+                model = cls.from_config(config)
+        except ValueError as error:
+            raise ValueError(f"what {path} tells does not make a {cls.__name__}: {error}") from error
+        names = {part.prefix + name for name in part.tensors}
+        state = convert(model, part, read_tensors(path, names), dtype, device)
+        model.load_state_dict(state, assign=True)
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,15 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"  # of weights that lie in several files
 WEIGHTS_PATTERN = "diffusion_pytorch_model*.safetensors*"  # all of these
 PICKLE_NAME = "diffusion_pytorch_model.bin"
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
+
+
+class StoredTensor(NamedTuple):
+    """What the head of a file says of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """In safetensors' terms, such as "BF16"."""
 
 
 def read_weights(
@@ -22,7 +32,7 @@ def read_weights(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     *,
-    exact: Collection[str] = (),
+    exact: Container[str] = (),
 ) -> dict[str, Tensor]:
     """The tensors by name; those of floating point in `dtype` (None: as stored), on `device` (None: the CPU).
 
@@ -37,7 +47,7 @@ def read_weights(
     """
     state = {}
     for path in _files(folder):
-        for name, stored in _tensors(path):
+        for name, stored in read_tensors(path):
             is_cast = stored.is_floating_point() and name not in exact
             state[name] = stored.to(device, dtype if is_cast else None)
     return state
@@ -46,9 +56,7 @@ def read_weights(
 def _files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS_NAME).is_file() or not (folder / INDEX_NAME).is_file():
         if not (folder / WEIGHTS_NAME).is_file() and (folder / PICKLE_NAME).is_file():
-            raise ValueError(
-                f"{folder / PICKLE_NAME} is a pickle, which can run code when it is loaded; only {WEIGHTS_NAME} is read"
-            )
+            raise _pickle_error(folder / PICKLE_NAME, WEIGHTS_NAME)
         return [folder / WEIGHTS_NAME]
     weight_map = read_json(folder / INDEX_NAME).get("weight_map")
     names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
@@ -57,14 +65,35 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def read_head(path: Path) -> dict[str, StoredTensor]:
+    """What a file holds, by name, without reading any of it. Raises as :func:`read_weights` does."""
+    with _open(path) as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        return {name: StoredTensor(tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+
+
+def read_tensors(path: Path, names: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file of these names (None: all), one at a time, on the CPU and as stored. The file is mapped."""
+    with _open(path) as file:
+        for name in file.keys():  # noqa: SIM118 (it is no dict)
+            if names is None or name in names:
+                yield name, file.get_tensor(name)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
     _require_file(path)
+    if path.suffix in PICKLE_SUFFIXES:
+        raise _pickle_error(path, "safetensors")
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dict)
-                yield name, file.get_tensor(name)
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def _pickle_error(path: Path, instead: str) -> ValueError:
+    return ValueError(f"{path} is a pickle, which can run code when it is loaded; only {instead} is read")
 
 
 def read_json(path: Path) -> dict[str, Any]:
