@@ -71,12 +71,14 @@ class Request:
         if family.encode is None:
             if self.class_labels is None:
                 raise ValueError(f"class_labels must be given to a {family.name}, got None")
-            return
-        if (self.prompt is None) == (self.prompt_embeds is None):
+        elif (self.prompt is None) == (self.prompt_embeds is None):
             given = "neither" if self.prompt is None else "both"
             raise ValueError(f"either prompt or prompt_embeds must be given to a {family.name}, got {given}")
-        self._check_embeds(family, "")
-        self._check_embeds(family, "negative_")
+        if not self.count(family):
+            raise ValueError(f"at least one prompt or class must be given to a {family.name}, got none")
+        if family.encode is not None:
+            self._check_embeds(family, "")
+            self._check_embeds(family, "negative_")
 
     def _check_embeds(self, family: Family, which: str) -> None:
         """That texts come as a prompt, or as embeddings with all that belongs to them."""

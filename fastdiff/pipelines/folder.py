@@ -18,7 +18,7 @@ from fastdiff.models import AutoencoderKL, AutoencoderTiny
 from fastdiff.models.hub import find_folder
 from fastdiff.models.pretrained import CONFIG_NAME, PretrainedModel
 from fastdiff.models.weights import read_json
-from fastdiff.pipelines.families import Family, get_family
+from fastdiff.pipelines.families import Family, family_of, get_family
 
 INDEX_NAME = "model_index.json"
 SCHEDULER_NAME = "scheduler/scheduler_config.json"
@@ -108,6 +108,9 @@ def read(
     network_class, part = family.backbone.network_class, family.backbone.part
     if names.get(part) not in (network_class.__name__, *network_class.former_class_names):
         raise ValueError(f"the pipeline's {part} must be a {network_class.__name__}, got {names.get(part)!r}")
+    network = source.model(network_class, part, dtype)
+    if family_of(network) is not family:
+        raise ValueError(f"a {family.name} has another U-Net than this one of a {family_of(network).name}")
     text_parts = {}
     for name, wanted in family.text_encoders.items():
         tokenizer = name.replace("text_encoder", "tokenizer")
@@ -118,7 +121,7 @@ def read(
     return Stored(
         family,
         vae=source.vae(names.get("vae")),
-        network=source.model(network_class, part, dtype),
+        network=network,
         text_parts=text_parts,
         scheduler=read_json(folder / SCHEDULER_NAME),
         settings={key: value for key, value in index.items() if key not in names and not key.startswith("_")},

@@ -116,7 +116,7 @@ class LatentDiffusionPipeline:
         """
         stored = pipeline_folder.read(folder_or_id, revision, dtype, device)
         encoders = list(stored.family.text_encoders)
-        pipeline = cls(
+        return cls(
             vae=stored.vae,
             backbone=stored.network,
             text_encoders=[stored.text_parts.get(name) for name in encoders],
@@ -124,9 +124,6 @@ class LatentDiffusionPipeline:
             scheduler_config=stored.scheduler,
             settings=stored.settings,
         )
-        if pipeline.family is not stored.family:
-            raise ValueError(f"a {stored.family.name} has another U-Net than that of a {pipeline.family.name}")
-        return pipeline
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder that diffusers opens as the pipeline that it was, and :meth:`from_pretrained` opens again.
@@ -309,7 +306,7 @@ class LatentDiffusionPipeline:
         shape = self.backbone.latent_channels, *size
         images = len(latents) if latents is not None else len(seeds) if seeds is not None else count
         argument = "latents" if latents is not None else "seeds"
-        if not count or images % count or not images:
+        if images % count or not images:
             raise ValueError(
                 f"{argument} must be as many as the {count} prompts or classes, or a multiple, got {images}"
             )
