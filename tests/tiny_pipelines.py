@@ -145,7 +145,6 @@ def dit(scheduler: Any = None) -> diffusers.DiTPipeline:
         network("DiTTransformer2DModel", DIT),
         network("AutoencoderKL", AUTOENCODER),
         scheduler or diffusers.DDIMScheduler(clip_sample=False),
-        id2label={1: "cat, tabby"},
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,9 +45,11 @@ class Condition:
         """Each sample's condition `times` times in a row."""
         return self._each(lambda name, tensor: tensor.repeat_interleave(times, dim=0))
 
-    def _each(self, change) -> Condition:  # type: ignore[no-untyped-def]
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return dataclasses.replace(self, **{name: change(name, tensor) for name, tensor in tensors.items()})
+    def _each(self, change: Callable[[str, Tensor], Tensor]) -> Condition:
+        changed: dict[str, Any] = {
+            name: change(name, value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return dataclasses.replace(self, **changed)
 
 
 class Backbone:
@@ -110,14 +113,17 @@ class UNet(Backbone):
         return latents.contiguous(memory_format=torch.channels_last)
 
     def denoiser(self, condition: Condition, size: tuple[int, int]) -> Denoiser:
-        unet, added = self.network, None
-        if condition.time_ids is not None:
-            added = {"text_embeds": condition.pooled, "time_ids": condition.time_ids}
-        told = self._guidance_embedding(condition)
+        unet, told = self.network, self._guidance_embedding(condition)
+        added: dict[str, Any] = {"text_embeds": condition.pooled, "time_ids": condition.time_ids}
 
         def denoise(x: Tensor, timestep: Tensor) -> Tensor:
-            cond = None if told is None else told.expand(len(x), -1)
-            return unet(x.to(unet.dtype), timestep, condition.text, timestep_cond=cond, added_cond_kwargs=added).sample  # type: ignore[arg-type]
+            return unet(
+                x.to(unet.dtype),
+                timestep,
+                condition.text,
+                timestep_cond=None if told is None else told.expand(len(x), -1),
+                added_cond_kwargs=None if condition.time_ids is None else added,
+            ).sample
 
         return denoise
 

@@ -27,6 +27,8 @@ class Family:
     """None: the network is told a class."""
     pooled: bool = False
     """Whether the network is told a pooled text, too."""
+    distilled: bool = False
+    """Whether guidance_scale is for the network to know, and classifier-free guidance has true_cfg_scale."""
     image_parts: tuple[str, ...] = ()
     """What diffusers wants to see in the index, and what is left out here."""
     scheduler_overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -81,6 +83,7 @@ FAMILIES: dict[str, Family] = {
             text_encoders={"text_encoder": _CLIP, "text_encoder_2": _T5},
             encode=text_encoding.flux,
             pooled=True,
+            distilled=True,
             image_parts=("image_encoder", "feature_extractor"),
         ),
     )

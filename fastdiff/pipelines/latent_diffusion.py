@@ -263,24 +263,22 @@ class LatentDiffusionPipeline:
         self, guidance_scale: float | None, true_cfg_scale: float, rescale: float, guidance: Any
     ) -> tuple[float | None, float]:
         """(what the network is told, the scale of classifier-free guidance)"""
-        default = self.family.guidance_scale
-        if self.backbone.embeds_guidance:
-            return default if guidance_scale is None else guidance_scale, true_cfg_scale
-        if self.family.name == "FluxPipeline":
-            if guidance_scale is not None:
+        default, is_told = self.family.guidance_scale, self.family.distilled or self.backbone.embeds_guidance
+        if guidance is not None and (rescale or true_cfg_scale != 1 or not (is_told or guidance_scale is None)):
+            raise ValueError(
+                "guidance_rescale and a scale of classifier-free guidance must not be given beside guidance, got "
+                f"{rescale} and {true_cfg_scale if is_told else guidance_scale}"
+            )
+        if is_told:
+            if guidance_scale is not None and not self.backbone.embeds_guidance:
                 raise ValueError(
-                    "guidance_scale must be None for a network without guidance_embeds (true_cfg_scale is that of "
+                    "guidance_scale must be None for a network that is told none (true_cfg_scale is that of "
                     f"classifier-free guidance), got {guidance_scale}"
                 )
-            return None, true_cfg_scale
+            return default if guidance_scale is None else guidance_scale, true_cfg_scale
         if true_cfg_scale != 1:
             raise ValueError(
                 f"true_cfg_scale must be 1 for a {self.family.name}, whose guidance_scale it is, got {true_cfg_scale}"
-            )
-        if guidance is not None and (guidance_scale is not None or rescale):
-            raise ValueError(
-                "guidance_scale and guidance_rescale must not be given beside guidance, which has its own, got "
-                f"{guidance_scale} and {rescale}"
             )
         return None, default if guidance_scale is None else guidance_scale
 

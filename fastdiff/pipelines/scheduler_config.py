@@ -28,46 +28,41 @@ _DISCRETE = {
     "prediction_type": "epsilon",
     "timestep_spacing": "leading",
     "steps_offset": 0,
-    "rescale_betas_zero_snr": False,
 }
-_BOUNDED = {
-    "clip_sample": True,
-    "clip_sample_range": 1.0,
-    "thresholding": False,
-    "dynamic_thresholding_ratio": 0.995,
-    "sample_max_value": 1.0,
-}
+_ZERO_SNR = {"rescale_betas_zero_snr": False}
+_THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+_BOUNDED = {**_THRESHOLD, "clip_sample": True, "clip_sample_range": 1.0}
 _NOISE_LEVELS = {
     "timestep_spacing": "linspace",
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
-    "sigma_min": None,
-    "sigma_max": None,
 }
+_SIGMAS = {"sigma_min": None, "sigma_max": None}
+_FINAL = {"final_sigmas_type": "zero"}
 _MULTISTEP = {
     **_DISCRETE,
     **_NOISE_LEVELS,
-    **_BOUNDED,
-    "clip_sample": False,
+    **_THRESHOLD,
     "solver_order": 2,
     "lower_order_final": True,
-    "final_sigmas_type": "zero",
     "use_flow_sigmas": False,
 }
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "DDIMScheduler": {**_DISCRETE, **_BOUNDED, "set_alpha_to_one": True},
-    "DDPMScheduler": {**_DISCRETE, **_BOUNDED, "variance_type": "fixed_small"},
+    "DDIMScheduler": {**_DISCRETE, **_BOUNDED, **_ZERO_SNR, "set_alpha_to_one": True},
+    "DDPMScheduler": {**_DISCRETE, **_BOUNDED, **_ZERO_SNR, "variance_type": "fixed_small"},
     "PNDMScheduler": {**_DISCRETE, "skip_prk_steps": False, "set_alpha_to_one": False},
     "EulerDiscreteScheduler": {
         **_DISCRETE,
         **_NOISE_LEVELS,
+        **_SIGMAS,
+        **_FINAL,
+        **_ZERO_SNR,
         "interpolation_type": "linear",
         "timestep_type": "discrete",
-        "final_sigmas_type": "zero",
     },
-    "EulerAncestralDiscreteScheduler": {**_DISCRETE, "timestep_spacing": "linspace"},
+    "EulerAncestralDiscreteScheduler": {**_DISCRETE, **_ZERO_SNR, "timestep_spacing": "linspace"},
     "LMSDiscreteScheduler": {**_DISCRETE, **_NOISE_LEVELS},
     "HeunDiscreteScheduler": {
         **_DISCRETE,
@@ -79,6 +74,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "DPMSolverMultistepScheduler": {
         **_MULTISTEP,
+        **_FINAL,
+        **_ZERO_SNR,
         "algorithm_type": "dpmsolver++",
         "solver_type": "midpoint",
         "euler_at_final": False,
@@ -88,15 +85,19 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "UniPCMultistepScheduler": {
         **_MULTISTEP,
+        **_SIGMAS,
+        **_FINAL,
+        **_ZERO_SNR,
         "solver_type": "bh2",
         "predict_x0": True,
         "disable_corrector": [],
         "solver_p": None,
     },
-    "DEISMultistepScheduler": {**_MULTISTEP, "solver_type": "logrho", "final_sigmas_type": "sigma_min"},
+    "DEISMultistepScheduler": {**_MULTISTEP, "algorithm_type": "deis", "solver_type": "logrho"},
     "LCMScheduler": {
         **_DISCRETE,
         **_BOUNDED,
+        **_ZERO_SNR,
         "beta_start": 0.00085,
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
@@ -148,11 +149,25 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "lambda_min_clipped": (-math.inf,),
     "invert_sigmas": (False,),
     "time_shift_type": ("exponential", "linear"),
-    "algorithm_type": ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"),
 }
-_OF_FLOW: dict[str, tuple[Any, ...]] = {
-    key: (False,) for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+_OF_KIND: dict[str, dict[str, tuple[Any, ...]]] = {
+    _FLOW: {key: (False,) for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")},
+    "DPMSolverMultistepScheduler": {
+        "algorithm_type": ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"),
+        "solver_type": ("midpoint", "heun"),
+    },
+    "UniPCMultistepScheduler": {"solver_type": ("bh1", "bh2")},
+    "DEISMultistepScheduler": {"algorithm_type": ("deis",), "solver_type": ("logrho",)},
 }
+_RENAMED: dict[str, dict[str, dict[str, str]]] = {
+    "DPMSolverMultistepScheduler": {"solver_type": dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint")},
+    "UniPCMultistepScheduler": {"solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")},
+    "DEISMultistepScheduler": {
+        "algorithm_type": dict.fromkeys(("dpmsolver", "dpmsolver++"), "deis"),
+        "solver_type": dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho"),
+    },
+}
+"""What diffusers takes for the values of other schedulers, which hand their configurations on."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +224,8 @@ class SchedulerConfig:
         known = DEFAULTS[self.kind]
         given = {key: value for key, value in {**values, **(overrides or {})}.items() if key in known}
         self.config = SimpleNamespace(**{**known, **given})
+        for key, names in _RENAMED.get(self.kind, {}).items():
+            setattr(self.config, key, names.get(getattr(self.config, key), getattr(self.config, key)))
         self._check()
         self.process = self._process()
 
@@ -218,16 +235,19 @@ class SchedulerConfig:
         return "flow" if self.kind == _FLOW else PREDICTIONS[self.config.prediction_type]
 
     def _check(self) -> None:
-        allowed = {**_ONLY, **(_OF_FLOW if self.kind == _FLOW else {})}
-        for key, choices in allowed.items():
+        for key, choices in {**_ONLY, **_OF_KIND.get(self.kind, {})}.items():
             value = getattr(self.config, key, choices[0])
             if value not in choices:
                 raise ValueError(f"the {self.kind}'s {key} must be one of {list(choices)}, got {value!r}")
-        if getattr(self.config, "rescale_betas_zero_snr", False) and self._sigma_schedule is not None:
-            raise ValueError(
-                f"the {self.kind}'s rescale_betas_zero_snr must be False beside {self._sigma_schedule} noise levels, "
-                "which have no highest one, got True"
-            )
+        # A highest level without an end, and a last step that leads nowhere.
+        excluded: dict[str, Any] = {"rescale_betas_zero_snr": True}
+        if self.kind.startswith("DPM"):
+            excluded |= {"final_sigmas_type": "sigma_min"}
+        for key, value in excluded.items():
+            if self._sigma_schedule is not None and getattr(self.config, key, None) == value:
+                raise ValueError(
+                    f"the {self.kind}'s {key} must not be {value!r} with {self._sigma_schedule} noise levels"
+                )
 
     def _process(self) -> DiscreteVP | FlowMatching:
         config = self.config
@@ -238,8 +258,12 @@ class SchedulerConfig:
             config.beta_start,
             config.beta_end,
             config.num_train_timesteps,
-            config.rescale_betas_zero_snr,
+            self._zero_terminal_snr,
         )
+
+    @property
+    def _zero_terminal_snr(self) -> bool:
+        return getattr(self.config, "rescale_betas_zero_snr", False)
 
     @property
     def _sigma_schedule(self) -> str | None:
@@ -300,7 +324,7 @@ class SchedulerConfig:
             return LaidOut(self.config, _told(schedule), sigmas, None, None)
         times = torch.arange(self.config.num_train_timesteps, dtype=torch.float64)
         alphas_cumprod = self.process.alpha(times) ** 2
-        if self.config.rescale_betas_zero_snr and self.kind in _NEVER_ZERO:
+        if self._zero_terminal_snr and self.kind in _NEVER_ZERO:
             alphas_cumprod[-1] = 2**-24
         final = torch.ones(()) if getattr(self.config, "set_alpha_to_one", True) else alphas_cumprod[0]
         if self.kind in _MULTISTEPS or self.kind in _K_STATE:
@@ -354,9 +378,10 @@ class SchedulerConfig:
             )
             told = self._rounded(_told(schedule), name)
             sigmas = torch.tensor([level.ratio for level in schedule.levels[:-1]], dtype=torch.float64)
+        deis = self.kind == "DEISMultistepScheduler"
         last = torch.zeros(1, dtype=torch.float64)
-        if getattr(self.config, "final_sigmas_type", "zero") == "sigma_min":
-            last = sigmas[-1:] if self.kind == "DEISMultistepScheduler" and name is not None else trained[:1]
+        if deis or getattr(self.config, "final_sigmas_type", "zero") == "sigma_min":
+            last = sigmas[-1:] if deis and name is not None else trained[:1]
         return told, torch.cat((sigmas, last))
 
     def _rounded(self, told: Tensor, name: str) -> Tensor:
