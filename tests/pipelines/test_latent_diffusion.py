@@ -124,7 +124,7 @@ def test_stable_diffusion_xl(zeros, tmp_path) -> None:
     pipeline = tiny_pipelines.stable_diffusion_xl(force_zeros_for_empty_prompt=zeros)
     opened, latents = saved(pipeline, tmp_path), noise(2, 4, 16, 16)
     sizes = {"original_size": (64, 48), "crops_coords_top_left": (3, 5), "target_size": (32, 40)}
-    texts = {"prompt": ["a cat", "an owl"], **({} if zeros else sizes)}
+    texts = {"prompt": ["a cat", "an owl"], **({} if zeros else {"negative_prompt": ["dull", ""], **sizes})}
     expected = theirs(pipeline, latents, 4, **texts)
     assert_same(ours(opened, latents=latents, steps=4, **texts), expected)
 
