@@ -43,10 +43,7 @@ class Request:
 
     @property
     def labels(self) -> list[int]:
-        given = self.class_labels
-        if isinstance(given, Tensor):
-            given = given.flatten().tolist()
-        return [given] if isinstance(given, int) else list(given or ())
+        return [] if self.class_labels is None else torch.as_tensor(self.class_labels).flatten().tolist()
 
     def count(self, family: Family) -> int:
         """Number of prompts or classes."""
@@ -124,8 +121,8 @@ def conditions(pipeline: LatentDiffusionPipeline, request: Request, guided: bool
 def _classes(pipeline: LatentDiffusionPipeline, request: Request, guided: bool) -> tuple[Condition, Condition | None]:
     labels, classes = request.labels, pipeline.backbone.network.config.num_embeds_ada_norm
     for label in labels:
-        if not 0 <= label < classes:
-            raise ValueError(f"class_labels must be from 0 to {classes - 1}, got {label}")
+        if not isinstance(label, int) or not 0 <= label < classes:
+            raise ValueError(f"class_labels must be integers from 0 to {classes - 1}, got {label}")
     labelled = Condition(class_labels=torch.tensor(labels, device=pipeline.device))
     unlabelled = Condition(class_labels=torch.full((len(labels),), classes, device=pipeline.device))
     return labelled, unlabelled if guided else None

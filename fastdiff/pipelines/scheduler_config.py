@@ -15,114 +15,9 @@ import torch
 from torch import Tensor
 
 from fastdiff.diffusion import DiscreteVP, FlowMatching, dynamic_shift, shifted_time
+from fastdiff.pipelines.scheduler_keys import ALLOWED, ALLOWED_OF_KIND, BETA_SCHEDULES, DEFAULTS, RENAMED
 from fastdiff.sampling import SCHEDULES, NoiseSchedule, SolverTable, schedule_of_times
 from fastdiff.sampling.scheduler_translation import PREDICTIONS, translate
-
-_BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-_DISCRETE = {
-    "num_train_timesteps": 1000,
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "prediction_type": "epsilon",
-    "timestep_spacing": "leading",
-    "steps_offset": 0,
-}
-_ZERO_SNR = {"rescale_betas_zero_snr": False}
-_THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
-_BOUNDED = {**_THRESHOLD, "clip_sample": True, "clip_sample_range": 1.0}
-_NOISE_LEVELS = {
-    "timestep_spacing": "linspace",
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-}
-_SIGMAS = {"sigma_min": None, "sigma_max": None}
-_FINAL = {"final_sigmas_type": "zero"}
-_MULTISTEP = {
-    **_DISCRETE,
-    **_NOISE_LEVELS,
-    **_THRESHOLD,
-    "solver_order": 2,
-    "lower_order_final": True,
-    "use_flow_sigmas": False,
-}
-
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "DDIMScheduler": {**_DISCRETE, **_BOUNDED, **_ZERO_SNR, "set_alpha_to_one": True},
-    "DDPMScheduler": {**_DISCRETE, **_BOUNDED, **_ZERO_SNR, "variance_type": "fixed_small"},
-    "PNDMScheduler": {**_DISCRETE, "skip_prk_steps": False, "set_alpha_to_one": False},
-    "EulerDiscreteScheduler": {
-        **_DISCRETE,
-        **_NOISE_LEVELS,
-        **_SIGMAS,
-        **_FINAL,
-        **_ZERO_SNR,
-        "interpolation_type": "linear",
-        "timestep_type": "discrete",
-    },
-    "EulerAncestralDiscreteScheduler": {**_DISCRETE, **_ZERO_SNR, "timestep_spacing": "linspace"},
-    "LMSDiscreteScheduler": {**_DISCRETE, **_NOISE_LEVELS},
-    "HeunDiscreteScheduler": {
-        **_DISCRETE,
-        **_NOISE_LEVELS,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "clip_sample": False,
-        "clip_sample_range": 1.0,
-    },
-    "DPMSolverMultistepScheduler": {
-        **_MULTISTEP,
-        **_FINAL,
-        **_ZERO_SNR,
-        "algorithm_type": "dpmsolver++",
-        "solver_type": "midpoint",
-        "euler_at_final": False,
-        "use_lu_lambdas": False,
-        "lambda_min_clipped": -math.inf,
-        "variance_type": None,
-    },
-    "UniPCMultistepScheduler": {
-        **_MULTISTEP,
-        **_SIGMAS,
-        **_FINAL,
-        **_ZERO_SNR,
-        "solver_type": "bh2",
-        "predict_x0": True,
-        "disable_corrector": [],
-        "solver_p": None,
-    },
-    "DEISMultistepScheduler": {**_MULTISTEP, "algorithm_type": "deis", "solver_type": "logrho"},
-    "LCMScheduler": {
-        **_DISCRETE,
-        **_BOUNDED,
-        **_ZERO_SNR,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "original_inference_steps": 50,
-        "timestep_scaling": 10.0,
-    },
-    "FlowMatchEulerDiscreteScheduler": {
-        "num_train_timesteps": 1000,
-        "shift": 1.0,
-        "use_dynamic_shifting": False,
-        "base_shift": 0.5,
-        "max_shift": 1.15,
-        "base_image_seq_len": 256,
-        "max_image_seq_len": 4096,
-        "invert_sigmas": False,
-        "shift_terminal": None,
-        "use_karras_sigmas": False,
-        "use_exponential_sigmas": False,
-        "use_beta_sigmas": False,
-        "time_shift_type": "exponential",
-        "stochastic_sampling": False,
-    },
-}
-"""The schedulers that are understood, and what diffusers takes where their file is silent."""
 
 _FLOW = "FlowMatchEulerDiscreteScheduler"
 _K_STATE = {
@@ -135,39 +30,6 @@ _K_STATE = {
 _MULTISTEPS = {"DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"}
 _NEVER_ZERO = {*_MULTISTEPS, "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"}
 """With zero terminal SNR these have 2^-24 in place of alpha^2 = 0."""
-
-# What else is no more than one value of a key.
-_ONLY: dict[str, tuple[Any, ...]] = {
-    "trained_betas": (None,),
-    "beta_schedule": tuple(_BETA_SCHEDULES),
-    "prediction_type": tuple(PREDICTIONS),
-    "timestep_spacing": ("leading", "linspace", "trailing"),
-    "final_sigmas_type": ("zero", "sigma_min"),
-    "interpolation_type": ("linear",),
-    "timestep_type": ("discrete",),
-    "use_flow_sigmas": (False,),
-    "lambda_min_clipped": (-math.inf,),
-    "invert_sigmas": (False,),
-    "time_shift_type": ("exponential", "linear"),
-}
-_OF_KIND: dict[str, dict[str, tuple[Any, ...]]] = {
-    _FLOW: {key: (False,) for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")},
-    "DPMSolverMultistepScheduler": {
-        "algorithm_type": ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"),
-        "solver_type": ("midpoint", "heun"),
-    },
-    "UniPCMultistepScheduler": {"solver_type": ("bh1", "bh2")},
-    "DEISMultistepScheduler": {"algorithm_type": ("deis",), "solver_type": ("logrho",)},
-}
-_RENAMED: dict[str, dict[str, dict[str, str]]] = {
-    "DPMSolverMultistepScheduler": {"solver_type": dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint")},
-    "UniPCMultistepScheduler": {"solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")},
-    "DEISMultistepScheduler": {
-        "algorithm_type": dict.fromkeys(("dpmsolver", "dpmsolver++"), "deis"),
-        "solver_type": dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho"),
-    },
-}
-"""What diffusers takes for the values of other schedulers, which hand their configurations on."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +86,7 @@ class SchedulerConfig:
         known = DEFAULTS[self.kind]
         given = {key: value for key, value in {**values, **(overrides or {})}.items() if key in known}
         self.config = SimpleNamespace(**{**known, **given})
-        for key, names in _RENAMED.get(self.kind, {}).items():
+        for key, names in RENAMED.get(self.kind, {}).items():
             setattr(self.config, key, names.get(getattr(self.config, key), getattr(self.config, key)))
         self._check()
         self.process = self._process()
@@ -235,7 +97,7 @@ class SchedulerConfig:
         return "flow" if self.kind == _FLOW else PREDICTIONS[self.config.prediction_type]
 
     def _check(self) -> None:
-        for key, choices in {**_ONLY, **_OF_KIND.get(self.kind, {})}.items():
+        for key, choices in {**ALLOWED, **ALLOWED_OF_KIND.get(self.kind, {})}.items():
             value = getattr(self.config, key, choices[0])
             if value not in choices:
                 raise ValueError(f"the {self.kind}'s {key} must be one of {list(choices)}, got {value!r}")
@@ -254,7 +116,7 @@ class SchedulerConfig:
         if self.kind == _FLOW:
             return FlowMatching(timestep_scale=config.num_train_timesteps)
         return DiscreteVP(
-            _BETA_SCHEDULES[config.beta_schedule],
+            BETA_SCHEDULES[config.beta_schedule],
             config.beta_start,
             config.beta_end,
             config.num_train_timesteps,

@@ -95,6 +95,16 @@ def test_what_diffusers_pipeline_changes_in_old_settings(tmp_path) -> None:
     assert json.loads((tmp_path / "again" / file).read_text()) == json.loads((tmp_path / file).read_text())
 
 
+def test_tiny_autoencoder(tmp_path) -> None:
+    blocks = {f"{part}_block_out_channels": (8, 8) for part in ("encoder", "decoder")}
+    config = {**blocks, "num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    parts = tiny_pipelines.stable_diffusion().components
+    parts["vae"] = tiny_pipelines.network("AutoencoderTiny", config)
+    pipeline = diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    opened, latents = saved(pipeline, tmp_path), noise(1, 4, 16, 16)
+    assert_same(ours(opened, prompt="a cat", latents=latents, steps=4), theirs(pipeline, latents, 4, prompt="a cat"))
+
+
 def test_guidance_scale_that_the_unet_is_told(tmp_path) -> None:
     """That of a latent consistency model, in one call a step."""
     pipeline = tiny_pipelines.stable_diffusion()
@@ -364,8 +374,9 @@ TEXT = {"prompt": "a cat"}
         ("stable", TEXT | {"sampler_options": {"order": 2}}, "solver has no option 'order'; it has"),
         ("stable", TEXT | {"steps": 0}, "steps must be from 1 to the process's 1000 timesteps, got 0"),
         ("dit", {}, "class_labels must be given to a DiTPipeline"),
-        ("dit", {"class_labels": 1000}, "class_labels must be from 0 to 999, got 1000"),
-        ("dit", {"class_labels": [0, -1]}, "class_labels must be from 0 to 999, got -1"),
+        ("dit", {"class_labels": 1000}, "class_labels must be integers from 0 to 999, got 1000"),
+        ("dit", {"class_labels": torch.tensor([0.5])}, "class_labels must be integers from 0 to 999, got 0.5"),
+        ("dit", {"class_labels": [0, -1]}, "class_labels must be integers from 0 to 999, got -1"),
         ("dit", TEXT | {"class_labels": 3}, "prompt must not be given to a DiTPipeline, got 'a cat'"),
         ("dit", {"class_labels": 3, "height": 34}, "height must be a positive multiple of 4, got 34"),
         ("flux", {"prompt_embeds": torch.zeros(1, 7, 24)}, "prompt_embeds and pooled_prompt_embeds must be given"),

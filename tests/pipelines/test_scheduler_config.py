@@ -13,7 +13,8 @@ import torch
 diffusers = pytest.importorskip("diffusers")
 
 from fastdiff.diffusion import DiscreteVP, FlowMatching, dynamic_shift  # noqa: E402
-from fastdiff.pipelines.scheduler_config import DEFAULTS, ImageTokens, SchedulerConfig  # noqa: E402
+from fastdiff.pipelines.scheduler_config import ImageTokens, SchedulerConfig  # noqa: E402
+from fastdiff.pipelines.scheduler_keys import DEFAULTS  # noqa: E402
 
 TOKENS = ImageTokens(1024)
 FLOW = "FlowMatchEulerDiscreteScheduler"
