@@ -439,7 +439,8 @@ def test_saving_that_is_cut_short_leaves_no_pipeline(stable, folder, monkeypatch
         LatentDiffusionPipeline.from_pretrained(folder)
 
 
-def test_without_transformers(folder, monkeypatch) -> None:
+def test_without_diffusers_and_transformers(folder, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"pip install 'fastdiff\[pipelines\]'"):
         LatentDiffusionPipeline.from_pretrained(folder)
