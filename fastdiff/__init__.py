@@ -1,6 +1,6 @@
 """Fused CPU and CUDA kernels for diffusion models, and the models, samplers and training built from them."""
 
-from fastdiff import diffusion, models, nn, ops, reference, sampling, training
+from fastdiff import diffusion, models, nn, ops, pipelines, reference, sampling, training
 from fastdiff._build_info import build_info
 from fastdiff._switch import use_reference
 from fastdiff._version import __version__
@@ -13,6 +13,7 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "pipelines",
     "reference",
     "sampling",
     "training",

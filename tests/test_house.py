@@ -29,6 +29,7 @@ LAYERS = {
     "models": {"nn", "ops"},
     "diffusion": set(),
     "sampling": {"diffusion", "ops"},
+    "pipelines": {"diffusion", "models", "ops", "sampling"},
     "training": {"diffusion", "models", "ops", "sampling"},
     "integrations": {"diffusion", "ops", "sampling"},
     "cli": {"allocator", "data", "diffusion", "models", "ops", "reference", "sampling", "training"},

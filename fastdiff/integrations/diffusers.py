@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fastdiff import ops
-from fastdiff.integrations.diffusers_solvers import Translation, check_kind, translate
 from fastdiff.ops import StepColumn
 from fastdiff.sampling import SolverTable
+from fastdiff.sampling.scheduler_translation import Translation, check_kind, translate
 
 OPERANDS = {"model_output", "timestep", "sample"}
 OPTIONS = {"generator", "eta", "variance_noise", "return_dict"}

@@ -1,5 +1,6 @@
 """Samplers: a solver is a table of coefficients, one row a model call, and one loop runs them all."""
 
+from fastdiff.sampling.denoiser import PairedDenoiser
 from fastdiff.sampling.guidance import ClassifierGuidance, Guidance, ProjectedGuidance
 from fastdiff.sampling.interpolation import slerp
 from fastdiff.sampling.learned_variance import ddpm_learned_variance
@@ -20,6 +21,7 @@ __all__ = [
     "Guidance",
     "Level",
     "NoiseSchedule",
+    "PairedDenoiser",
     "ProjectedGuidance",
     "Sampler",
     "SamplingSettings",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,29 @@ def predicted(denoiser: Denoiser, x: Tensor, timestep: Tensor) -> Tensor:
     """The prediction of a denoiser, whether it comes alone or in a tuple."""
     output = denoiser(x, timestep)
     return output if isinstance(output, Tensor) else output[0]
+
+
+@dataclass(frozen=True)
+class PairedDenoiser:
+    """The weaker denoiser of a guidance, for a network that evaluates both in one call, of twice the batch.
+
+    Args:
+        alone: the weaker denoiser by itself.
+        both: (sample (N, ...), timestep (N,)) -> the sampler's own prediction and the weaker one, (N, ...) each.
+    """
+
+    alone: Denoiser
+    both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+    def __call__(self, x: Tensor, timestep: Tensor) -> Any:
+        return self.alone(x, timestep)
+
+
+def predicted_pair(denoiser: Denoiser, weaker: Denoiser, x: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    """The predictions of a denoiser and of the weaker one that guides it."""
+    if isinstance(weaker, PairedDenoiser):
+        return weaker.both(x, timestep)
+    return predicted(denoiser, x, timestep), predicted(weaker, x, timestep)
 
 
 def starting_noise(

@@ -23,7 +23,7 @@ class Guidance:
     (arXiv:2406.02507). Done inside the step's own pass over memory.
 
     Args:
-        denoiser: returns u.
+        denoiser: returns u; a :class:`PairedDenoiser` if one network call evaluates both.
         scale: 1 is no guidance; or a function of the :class:`Level` that returns the scale there.
         rescale: phi of arXiv:2305.08891, section 3.4: how much of the guided prediction is scaled back to the
             deviation of p, for each sample.

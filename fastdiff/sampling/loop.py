@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from fastdiff import ops
 from fastdiff.diffusion import FlowMatching, Process
-from fastdiff.sampling.denoiser import Denoiser, predicted, starting_noise
+from fastdiff.sampling.denoiser import Denoiser, predicted, predicted_pair, starting_noise
 from fastdiff.sampling.guidance import ClassifierGuidance, Guidance, ProjectedGuidance
 from fastdiff.sampling.samplers import solver_table
 from fastdiff.sampling.schedule import NoiseSchedule
@@ -119,15 +119,16 @@ def run_table(
     for row in tqdm(range(len(table)), desc="sampling", disable=not progress):
         level, slot = table.levels[row], table.writes[row]
         if table.calls[row]:
-            p, u = predicted(denoiser, x, timesteps[row]), None
-            if isinstance(guidance, Guidance):
-                if scales[row] != 1:
-                    u = predicted(guidance.denoiser, x, timesteps[row])
+            timestep, u = timesteps[row], None
+            if isinstance(guidance, Guidance) and scales[row] != 1:
+                p, u = predicted_pair(denoiser, guidance.denoiser, x, timestep)
             elif isinstance(guidance, ProjectedGuidance):
-                weak = predicted(guidance.denoiser, x, timesteps[row])
+                p, weak = predicted_pair(denoiser, guidance.denoiser, x, timestep)
                 p, average = guidance.guided(x, p, weak, level, prediction, average)
-            elif isinstance(guidance, ClassifierGuidance):
-                p = guidance.guided(x, timesteps[row], p, level, prediction)
+            else:
+                p = predicted(denoiser, x, timestep)
+                if isinstance(guidance, ClassifierGuidance):
+                    p = guidance.guided(x, timestep, p, level, prediction)
         ops.sampler_step_(
             x,
             p,

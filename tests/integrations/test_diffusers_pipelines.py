@@ -5,59 +5,10 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
+from tiny_pipelines import AUTOENCODER, DIT, FLUX, SD3, SHIFTED, UNET
 from torch import Tensor, nn
 
 from fastdiff import models
-
-UNET = {
-    "sample_size": 16,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "block_out_channels": (32, 64),
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "cross_attention_dim": 48,
-    "attention_head_dim": 4,
-}
-AUTOENCODER = {
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "block_out_channels": (16, 32),
-    "norm_num_groups": 8,
-    "sample_size": 32,
-}
-SHIFTED = AUTOENCODER | {"shift_factor": 0.1, "scaling_factor": 1.5}
-DIT = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "in_channels": 4,
-    "out_channels": 8,
-    "num_layers": 2,
-    "sample_size": 16,
-}
-SD3 = {
-    "sample_size": 16,
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_layers": 2,
-    "attention_head_dim": 16,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 24,
-    "caption_projection_dim": 32,
-    "pooled_projection_dim": 12,
-    "pos_embed_max_size": 16,
-}
-FLUX = {
-    "in_channels": 16,
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "attention_head_dim": 16,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 24,
-    "pooled_projection_dim": 12,
-    "axes_dims_rope": (4, 6, 6),
-    "guidance_embeds": True,
-}
 
 
 def twins(name: str, config: dict) -> tuple[nn.Module, nn.Module]:

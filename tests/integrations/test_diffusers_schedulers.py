@@ -443,6 +443,6 @@ def test_what_has_no_table_is_refused() -> None:
 
 
 def test_every_scheduler_that_is_translated_has_a_case() -> None:
-    from fastdiff.integrations.diffusers_solvers import _TRANSLATIONS
+    from fastdiff.sampling.scheduler_translation import _TRANSLATIONS
 
     assert {f"{case.kind}Scheduler" for case in CASES} == set(_TRANSLATIONS) - {"IPNDMScheduler"}

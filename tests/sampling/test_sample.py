@@ -9,6 +9,7 @@ from fastdiff.sampling import (
     SAMPLERS,
     ClassifierGuidance,
     Guidance,
+    PairedDenoiser,
     ProjectedGuidance,
     SamplingSettings,
     run_table,
@@ -220,6 +221,32 @@ def test_guidance_by_level_and_interval():
     assert calls == [500.0]
     result = run(Guidance(unconditional, lambda level: 1 + 4 * level.sigma))
     torch.testing.assert_close(result, torch.full((2, 3), -2.0 - 4 * (1 + 0.75 + 0.5 + 0.25) / 4))
+
+
+@pytest.mark.parametrize("guided", (Guidance, ProjectedGuidance))
+def test_both_predictions_from_one_call(guided):
+    calls = []
+
+    def denoiser(x, t):
+        calls.append("alone")
+        return x - 2.0
+
+    def weaker(x, t):
+        return torch.sin(x)
+
+    def both(x, t):
+        calls.append("both")
+        return x - 2.0, torch.sin(x)
+
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    expected = sample(denoiser, noise, steps=4, guidance=guided(weaker, 3.0))
+    calls.clear()
+    assert torch.equal(sample(denoiser, noise, steps=4, guidance=guided(PairedDenoiser(weaker, both), 3.0)), expected)
+    assert calls == ["both"] * 4
+    if guided is Guidance:
+        calls.clear()
+        sample(denoiser, noise, steps=4, guidance=Guidance(PairedDenoiser(weaker, both), 3.0, interval=(0.5, 2.0)))
+        assert calls == ["alone", "alone", "both", "alone"]
 
 
 def test_guidance_rescale_keeps_the_deviation():

@@ -1,4 +1,4 @@
-"""Which solver, options and noise levels a diffusers scheduler stands for."""
+"""Which solver, options and noise levels a scheduler of diffusers stands for, by its class and configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from fastdiff.diffusion import EDM, FlowMatching
-from fastdiff.sampling import Level, NoiseSchedule, SolverTable, solvers
+from fastdiff.sampling import solvers
+from fastdiff.sampling.schedule import Level, NoiseSchedule
+from fastdiff.sampling.table import SolverTable
 
 PREDICTIONS = {"epsilon": "epsilon", "sample": "sample", "v_prediction": "v", "flow_prediction": "flow"}
 
@@ -75,16 +77,18 @@ def check_kind(scheduler: Any) -> None:
         raise ValueError(f"scheduler must be one of {sorted(_TRANSLATIONS)}, got {type(scheduler).__name__}")
 
 
-def translate(scheduler: Any, eta: float | None = None) -> Translation:
+def translate(scheduler: Any, eta: float | None = None, *, kind: str | None = None) -> Translation:
     """The translation of a diffusers scheduler after its set_timesteps.
 
     Args:
+        scheduler: the scheduler, or a stand-in with its config, timesteps, sigmas and alphas_cumprod.
         eta: of step(): DDIM's, and TCD's gamma.
+        kind: the class that a stand-in stands for.
 
     Raises:
         ValueError: a configuration that there is no table for.
     """
-    return _TRANSLATIONS[type(scheduler).__name__](scheduler, eta)
+    return _TRANSLATIONS[kind or type(scheduler).__name__](scheduler, eta)
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,8 +245,7 @@ def _dpm_options(scheduler: Any) -> dict[str, Any]:
     }
 
 
-def _dpm_multistep(scheduler: Any, eta: float | None) -> Translation:
-    edm = type(scheduler).__name__.startswith("EDM")
+def _dpm_multistep(scheduler: Any, eta: float | None, edm: bool = False) -> Translation:
     if edm and scheduler.config.prediction_type != "epsilon":
         raise ValueError(f"the scheduler's prediction_type must be 'epsilon', got {scheduler.config.prediction_type!r}")
     options = _dpm_options(scheduler) | {
@@ -311,12 +314,11 @@ def _edm_euler(scheduler: Any, eta: float | None) -> Translation:
     return Translation(solvers.ddim, _data_levels(scheduler), "edm", unscaled=True)
 
 
-def _flow(scheduler: Any, eta: float | None) -> Translation:
+def _flow(scheduler: Any, eta: float | None, heun: bool = False) -> Translation:
     config, told = scheduler.config, [*scheduler.timesteps.tolist(), math.nan]
     if getattr(config, "invert_sigmas", False):
         raise ValueError("the scheduler's invert_sigmas must be False, got True")
     sigmas = scheduler.sigmas.double().tolist()
-    heun = type(scheduler).__name__ == "FlowMatchHeunDiscreteScheduler"
     if heun:
         sigmas, told = [*sigmas[:1], *sigmas[1:-1:2], 0.0], [*told[:-1:2], math.nan]
     levels = tuple(Level(1 - sigma, sigma, t) for sigma, t in zip(sigmas, told, strict=True))
@@ -380,9 +382,9 @@ _TRANSLATIONS: dict[str, Callable[[Any, float | None], Translation]] = {
     "UniPCMultistepScheduler": _unipc,
     "SASolverScheduler": _sa,
     "EDMEulerScheduler": _edm_euler,
-    "EDMDPMSolverMultistepScheduler": _dpm_multistep,
+    "EDMDPMSolverMultistepScheduler": functools.partial(_dpm_multistep, edm=True),
     "FlowMatchEulerDiscreteScheduler": _flow,
-    "FlowMatchHeunDiscreteScheduler": _flow,
+    "FlowMatchHeunDiscreteScheduler": functools.partial(_flow, heun=True),
     "LCMScheduler": _lcm,
     "TCDScheduler": _tcd,
     "CMStochasticIterativeScheduler": _consistency,

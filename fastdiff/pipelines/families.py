@@ -1,0 +1,108 @@
+"""The pipelines of diffusers that are understood, in what they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastdiff.models import UNet2DConditionModel
+from fastdiff.models.pretrained import PretrainedModel
+from fastdiff.pipelines import text_encoding
+from fastdiff.pipelines.backbones import SD3, Backbone, DiT, Flux, UNet
+from fastdiff.pipelines.text_encoding import Encode
+
+
+@dataclass(frozen=True)
+class Family:
+    """A pipeline class of diffusers."""
+
+    name: str
+    backbone: type[Backbone]
+    steps: int
+    guidance_scale: float
+    text_encoders: Mapping[str, str] = field(default_factory=dict)
+    """The class in transformers of each, by its name in the folder; tokenizers have names to match."""
+    encode: Encode | None = None
+    """None: the network is told a class."""
+    pooled: bool = False
+    """Whether the network is told a pooled text, too."""
+    distilled: bool = False
+    """Whether guidance_scale is for the network to know, and classifier-free guidance has true_cfg_scale."""
+    image_parts: tuple[str, ...] = ()
+    """What diffusers wants to see in the index, and what is left out here."""
+    scheduler_overrides: Mapping[str, Any] = field(default_factory=dict)
+    """What diffusers' pipeline sets in its scheduler's configuration, whatever that says."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Other entries of the index, and what diffusers takes where they are missing."""
+
+
+_CLIP, _PROJECTED, _T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            "StableDiffusionPipeline",
+            UNet,
+            steps=50,
+            guidance_scale=7.5,
+            text_encoders={"text_encoder": _CLIP},
+            encode=text_encoding.stable_diffusion,
+            image_parts=("safety_checker", "feature_extractor", "image_encoder"),
+            scheduler_overrides={"steps_offset": 1, "clip_sample": False},
+            settings={"requires_safety_checker": False},
+        ),
+        Family(
+            "StableDiffusionXLPipeline",
+            UNet,
+            steps=50,
+            guidance_scale=5.0,
+            text_encoders={"text_encoder": _CLIP, "text_encoder_2": _PROJECTED},
+            encode=text_encoding.stable_diffusion_xl,
+            pooled=True,
+            image_parts=("image_encoder", "feature_extractor"),
+            settings={"force_zeros_for_empty_prompt": True},
+        ),
+        Family("DiTPipeline", DiT, steps=50, guidance_scale=4.0),
+        Family(
+            "StableDiffusion3Pipeline",
+            SD3,
+            steps=28,
+            guidance_scale=7.0,
+            text_encoders={"text_encoder": _PROJECTED, "text_encoder_2": _PROJECTED, "text_encoder_3": _T5},
+            encode=text_encoding.stable_diffusion_3,
+            pooled=True,
+            image_parts=("image_encoder", "feature_extractor"),
+        ),
+        Family(
+            "FluxPipeline",
+            Flux,
+            steps=28,
+            guidance_scale=3.5,
+            text_encoders={"text_encoder": _CLIP, "text_encoder_2": _T5},
+            encode=text_encoding.flux,
+            pooled=True,
+            distilled=True,
+            image_parts=("image_encoder", "feature_extractor"),
+        ),
+    )
+}
+
+
+def get_family(name: Any) -> Family:
+    """The entry of :data:`FAMILIES`; ValueError with the known names if there is none."""
+    if name not in FAMILIES:
+        raise ValueError(f"the pipeline's class must be one of {list(FAMILIES)}, got {name!r}")
+    return FAMILIES[name]
+
+
+def family_of(network: PretrainedModel) -> Family:
+    """The family that a network belongs to. ValueError for a network of none."""
+    found = [family for family in FAMILIES.values() if type(network) is family.backbone.network_class]
+    if not found:
+        allowed = sorted({family.backbone.network_class.__name__ for family in FAMILIES.values()})
+        raise ValueError(f"backbone must be one of {allowed}, got {type(network).__name__}")
+    if isinstance(network, UNet2DConditionModel):
+        return found[network.config.addition_embed_type == "text_time"]
+    return found[0]
