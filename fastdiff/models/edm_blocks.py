@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fastdiff import ops
 from fastdiff.models.edm_layout import Place, check_heads
 from fastdiff.models.exact_buffers import ExactBuffers
-from fastdiff.nn import GroupNormSiLU
+from fastdiff.nn import Conv2d, GroupNormSiLU, Linear
 
 
 def group_norm(channels: int, eps: float, activation: str = "silu") -> GroupNormSiLU:
@@ -80,7 +80,7 @@ class Resample(nn.Module):
         return resample(x, self.mode, self.taps, self.resample_filter)
 
 
-class Conv2d(nn.Conv2d):
+class ResampledConv2d(Conv2d):
     """A convolution in the dtype of its input, of a map that is resampled before where `mode` says so.
 
     Args:
@@ -108,11 +108,14 @@ class Conv2d(nn.Conv2d):
         self.register_buffer("resample_filter", None if mode is None else filter_kernel(taps))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         if self.filter_last:
-            y = self._conv_forward(x, weight, bias)
-            return resample(y, self.mode, self.taps, self.resample_filter, padded=False)
-        return self._conv_forward(resample(x, self.mode, self.taps, self.resample_filter), weight, bias)
+            return resample(self._convolve(x), self.mode, self.taps, self.resample_filter, padded=False)
+        return self._convolve(resample(x, self.mode, self.taps, self.resample_filter))
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype:
+            return super().forward(x)
+        return self._conv_forward(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 def attend_pixels(qkv: Tensor, heads: int, normalize: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -157,22 +160,22 @@ class UNetBlock(nn.Module):
         self.adaptive_scale = settings.adaptive_scale
         self.skip_scale = settings.skip_scale
         self.norm0 = group_norm(place.in_channels, settings.eps)
-        self.conv0 = Conv2d(place.in_channels, channels, 3, mode=mode, taps=taps)
-        self.affine = nn.Linear(settings.emb_channels, (1 + settings.adaptive_scale) * channels)
+        self.conv0 = ResampledConv2d(place.in_channels, channels, 3, mode=mode, taps=taps)
+        self.affine = Linear(settings.emb_channels, (1 + settings.adaptive_scale) * channels)
         self.norm1 = group_norm(channels, settings.eps)
         self.dropout = nn.Dropout(settings.dropout)
-        self.conv1 = Conv2d(channels, channels, 3)
+        self.conv1 = ResampledConv2d(channels, channels, 3)
         self.skip: nn.Module | None = None
         if place.in_channels != channels or (mode and settings.resample_proj):
-            self.skip = Conv2d(place.in_channels, channels, 1, mode=mode, taps=taps)
+            self.skip = ResampledConv2d(place.in_channels, channels, 1, mode=mode, taps=taps)
         elif mode:
             self.skip = Resample(mode, taps)
         self.heads = 0
         if place.attention:
             self.heads = check_heads(channels, settings.channels_per_head or channels)
             self.norm2 = group_norm(channels, settings.eps, activation="identity")
-            self.qkv = Conv2d(channels, 3 * channels, 1)
-            self.proj = Conv2d(channels, channels, 1)
+            self.qkv = ResampledConv2d(channels, 3 * channels, 1)
+            self.proj = ResampledConv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x (N, in_channels, H, W), emb (N, emb_channels), through its SiLU and in the dtype of the weights."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fastdiff import ops
 from fastdiff.models import config_checks
-from fastdiff.models.edm_blocks import BlockSettings, Conv2d, FourierEmbedding, Resample, UNetBlock, group_norm
+from fastdiff.models.edm_blocks import BlockSettings, FourierEmbedding, Resample, ResampledConv2d, UNetBlock, group_norm
 from fastdiff.models.edm_layout import (
     Place,
     check_filter,
@@ -25,6 +25,7 @@ from fastdiff.models.edm_layout import (
     noise_of_each_sample,
 )
 from fastdiff.models.pretrained import PretrainedModel
+from fastdiff.nn import Linear
 
 _SONG_EPS, _ADM_EPS = 1e-6, 1e-5  # of the group norms
 
@@ -131,13 +132,13 @@ class _EDMUNet(PretrainedModel):
     ) -> None:
         super().__init__()
         self.config = config
-        self.map_augment = nn.Linear(config.augment_dim, noise_channels, bias=False) if config.augment_dim else None
-        self.map_layer0 = nn.Linear(noise_channels, settings.emb_channels)
-        self.map_layer1 = nn.Linear(settings.emb_channels, settings.emb_channels)
+        self.map_augment = Linear(config.augment_dim, noise_channels, bias=False) if config.augment_dim else None
+        self.map_layer0 = Linear(noise_channels, settings.emb_channels)
+        self.map_layer1 = Linear(settings.emb_channels, settings.emb_channels)
         self.encoder = encoder_levels(config, config.in_channels, stem_channels)
         self.decoder = decoder_levels(config, self.encoder, attend_last=attend_last)
         stem, *places = (place for level in self.encoder for place in level.places)
-        self.enc = nn.ModuleDict({stem.name: Conv2d(stem.in_channels, stem.out_channels, 3)})
+        self.enc = nn.ModuleDict({stem.name: ResampledConv2d(stem.in_channels, stem.out_channels, 3)})
         self.enc.update({place.name: UNetBlock(place, settings) for place in places})
         places = [place for level in self.decoder for place in level.places]
         self.dec = nn.ModuleDict({place.name: UNetBlock(place, settings) for place in places})
@@ -204,7 +205,7 @@ class SongUNet(_EDMUNet):
             config, settings, stem_channels=config.model_channels, noise_channels=noise_channels, attend_last=True
         )
         self.map_noise = FourierEmbedding(noise_channels) if config.embedding_type == "fourier" else None
-        self.map_label = nn.Linear(config.label_dim, noise_channels) if config.label_dim else None
+        self.map_label = Linear(config.label_dim, noise_channels) if config.label_dim else None
         self._add_pictures_in()
         self._add_pictures_out()
         self._initialise()
@@ -215,9 +216,9 @@ class SongUNet(_EDMUNet):
         for name, (down, *_) in self.encoder[1:]:
             if config.encoder_type == "skip":
                 self.enc[f"{name}_aux_down"] = Resample("down", taps)
-                self.enc[f"{name}_aux_skip"] = Conv2d(channels, down.out_channels, 1)
+                self.enc[f"{name}_aux_skip"] = ResampledConv2d(channels, down.out_channels, 1)
             elif config.encoder_type == "residual":
-                self.enc[f"{name}_aux_residual"] = Conv2d(
+                self.enc[f"{name}_aux_residual"] = ResampledConv2d(
                     channels, down.out_channels, 3, mode="down", taps=taps, filter_last=True
                 )
                 channels = down.out_channels
@@ -231,7 +232,7 @@ class SongUNet(_EDMUNet):
                 self.dec[f"{name}_aux_up"] = Resample("up", config.resample_filter)
             channels = places[-1].out_channels
             self.dec[f"{name}_aux_norm"] = group_norm(channels, _SONG_EPS)
-            self.dec[f"{name}_aux_conv"] = Conv2d(channels, config.out_channels, 3)
+            self.dec[f"{name}_aux_conv"] = ResampledConv2d(channels, config.out_channels, 3)
 
     def _initialise(self) -> None:
         scales = {"conv1": 1e-5, "proj": 1e-5, "qkv": math.sqrt(0.2)}
@@ -342,10 +343,10 @@ class DhariwalUNet(_EDMUNet):
             noise_channels=config.model_channels,
             attend_last=False,
         )
-        self.map_label = nn.Linear(config.label_dim, settings.emb_channels, bias=False) if config.label_dim else None
+        self.map_label = Linear(config.label_dim, settings.emb_channels, bias=False) if config.label_dim else None
         channels = config.model_channels * config.channel_mult[0]
         self.out_norm = group_norm(channels, _ADM_EPS)
-        self.out_conv = Conv2d(channels, config.out_channels, 3)
+        self.out_conv = ResampledConv2d(channels, config.out_channels, 3)
         self._initialise()
 
     def _initialise(self) -> None:
