@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -296,10 +296,9 @@ class UNet2DConditionModel(PretrainedModel):
             make_attention = self._attention(last, depths[last], only_cross_attention=False)
             self.mid_block = UNetMidBlock2D(
                 channels[last],
-                settings,
+                replace(settings, output_scale_factor=config.mid_block_scale_factor),
                 layers=2 if attends else 1,
                 attention=(lambda: make_attention(0)) if attends else None,
-                output_scale_factor=config.mid_block_scale_factor,
             )
 
         self.up_blocks = nn.ModuleList()
