@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdiff
+from fastdiff import reference
+from fastdiff.models.embeddings import GaussianFourierEmbedding
+from fastdiff.nn import Timesteps
 
 Call = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
 """Runs a model, ours or diffusers', on named inputs."""
@@ -28,6 +32,34 @@ def twins(theirs: nn.Module, ours: nn.Module) -> tuple[nn.Module, nn.Module]:
         k: v.shape for k, v in theirs.state_dict().items()
     }
     return theirs.eval(), ours.eval()
+
+
+class ExactTimesteps(nn.Module):
+    """The embedding of the timestep in float64 throughout: in float32 its angles would hide all other differences."""
+
+    def __init__(self, like: Timesteps | GaussianFourierEmbedding) -> None:
+        super().__init__()
+        self.like = like
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        like = self.like
+        if isinstance(like, GaussianFourierEmbedding):
+            angle = 2 * math.pi * timesteps.double().log()[:, None] * like.weight.double()
+            return torch.cat((angle.sin(), angle.cos()), dim=1)
+        return reference.timestep_embedding(
+            timesteps.double(),
+            like.num_channels,
+            flip_sin_to_cos=like.flip_sin_to_cos,
+            downscale_freq_shift=like.downscale_freq_shift,
+            dtype=torch.float64,
+        ).to(torch.float64)
+
+
+def use_exact_timesteps(theirs: nn.Module, ours: nn.Module) -> None:
+    for name in {"time_proj", "add_time_proj"} & {child for child, _ in ours.named_children()}:
+        exact = ExactTimesteps(getattr(ours, name))
+        for model in (theirs, ours):
+            setattr(model, name, exact)
 
 
 def assert_parity(theirs: nn.Module, ours: nn.Module, call: Call, inputs: Mapping[str, Tensor]) -> None:
@@ -160,7 +192,8 @@ def assert_checkpointing_gives_the_same(
     def gradients() -> list[Tensor]:
         torch.manual_seed(3)  # of dropout
         loss = call(model, inputs).square().sum()
-        return [loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, materialize_grads=True)]
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        return [loss, *torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)]
 
     plain = gradients()
     assert len(runs) == 1

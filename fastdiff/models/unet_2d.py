@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastdiff.models import config_checks
 from fastdiff.models.embeddings import GaussianFourierEmbedding, TimestepEmbedding, class_embedding, of_each_sample
-from fastdiff.models.ncsnpp_blocks import RGB, SkipDownBlock2D, SkipUpBlock2D
+from fastdiff.models.ncsnpp_blocks import ATTENTION_GROUPS, RGB, SkipDownBlock2D, SkipUpBlock2D
 from fastdiff.models.pretrained import PretrainedModel
 from fastdiff.models.unet_blocks import (
     Attention,
@@ -108,6 +108,16 @@ class UNet2DConfig:
         for key, used in (("in_channels", any(down)), ("out_channels", any(up[:-1]))):
             if used and getattr(self, key) != RGB:
                 raise ValueError(f"{key} must be {RGB} for skip blocks, got {getattr(self, key)}")
+        for types, channels in (
+            (self.down_block_types, self.block_out_channels),
+            (self.up_block_types, self.block_out_channels[::-1]),
+        ):
+            for entry, width in zip(types, channels, strict=True):
+                if entry.startswith("AttnSkip") and width % ATTENTION_GROUPS:
+                    raise ValueError(
+                        f"block_out_channels must be multiples of {ATTENTION_GROUPS} for skip blocks with attention, "
+                        f"got {self.block_out_channels}"
+                    )
 
 
 class UNet2DOutput(NamedTuple):

@@ -36,6 +36,13 @@ CONFIGS = {
     "scale_shift": THREE_STAGES | {"resnet_time_scale_shift": "scale_shift", "time_embedding_dim": 48},
     "scale_shift_mid_norm": SMALL | {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 2},
     "resnet_resampling": THREE_STAGES | {"downsample_type": "resnet", "upsample_type": "resnet"},
+    "resnet_blocks": THREE_STAGES
+    | {
+        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D"),
+        "resnet_time_scale_shift": "scale_shift",
+        "downsample_type": "resnet",
+    },
     "fourier": SMALL | {"time_embedding_type": "fourier"},
     "learned": SMALL | {"time_embedding_type": "learned", "num_train_timesteps": 1000},
     "class_labels": SMALL | {"num_class_embeds": 7},

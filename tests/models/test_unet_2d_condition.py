@@ -13,13 +13,12 @@ from model_parity import (
     assert_same_in_float64,
     assert_stays_channels_last,
     twins,
+    use_exact_timesteps,
 )
-from torch import nn
 
 import fastdiff
-from fastdiff import reference
 from fastdiff.models import UNet2DConditionConfig, UNet2DConditionModel
-from fastdiff.nn import Attention, Timesteps
+from fastdiff.nn import Attention
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -94,33 +93,13 @@ def reference_without_extension():
             yield
 
 
-class ExactTimesteps(nn.Module):
-    """In float64 throughout: diffusers works out angles in float32, which would hide all other differences."""
-
-    def __init__(self, like: Timesteps) -> None:
-        super().__init__()
-        self.like = like
-
-    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        like = self.like
-        return reference.timestep_embedding(
-            timesteps.double(),
-            like.num_channels,
-            flip_sin_to_cos=like.flip_sin_to_cos,
-            downscale_freq_shift=like.downscale_freq_shift,
-            dtype=torch.float64,
-        ).to(torch.float64)
-
-
 def pair(name: str, exact_timesteps: bool = False):
     torch.manual_seed(0)
     config = dict(CONFIGS[name])
     theirs = diffusers.UNet2DConditionModel(**config)
     theirs, ours = twins(theirs, UNet2DConditionModel(**config))
     if exact_timesteps:
-        for embedding in {"time_proj", "add_time_proj"} & {child for child, _ in ours.named_children()}:
-            for model in (theirs, ours):
-                setattr(model, embedding, ExactTimesteps(getattr(ours, embedding)))
+        use_exact_timesteps(theirs, ours)
     return theirs, ours
 
 
