@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 
+import model_parity
 import pytest
 import torch
 from accuracy import max_error
+from exact_diffusers import use_exact_timesteps
 from model_parity import (
     assert_checkpointing_gives_the_same,
-    assert_close_in_float32,
+    assert_compiles,
     assert_folders_are_shared,
     assert_parity,
     assert_stays_channels_last,
-    twins,
-    use_exact_timesteps,
+    sample_of,
 )
 
-import fastdiff
 from fastdiff.models import UNet2DModel
 from fastdiff.models.ncsnpp_blocks import fir_double, fir_halve
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.usefixtures("reference_without_extension")
 
 NCSNPP = {
     "block_out_channels": (32, 32, 16),  # the norm before attention has 32 groups
@@ -74,20 +75,10 @@ PUBLISHED = {
 }
 
 
-@pytest.fixture(autouse=True)
-def reference_without_extension():
-    """The network is the same with the kernels and without; use them where they are built."""
-    if fastdiff.build_info()["extension"]:
-        yield
-    else:
-        with fastdiff.use_reference():
-            yield
-
-
-def pair(name: str):
-    torch.manual_seed(0)
-    theirs, ours = twins(diffusers.UNet2DModel(**CONFIGS[name]), UNet2DModel(**CONFIGS[name]))
-    use_exact_timesteps(theirs, ours)
+def pair(name: str, exact_timesteps: bool = True):
+    theirs, ours = model_parity.pair(diffusers.UNet2DModel, UNet2DModel, CONFIGS[name])
+    if exact_timesteps:
+        use_exact_timesteps(theirs, ours)
     return theirs, ours
 
 
@@ -99,48 +90,38 @@ def inputs(name: str, batch: int = 3):
     }
 
 
-def call(model, given):
-    return model(**given).sample
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_equals_diffusers(name):
-    assert_parity(*pair(name), call, inputs(name))
+    assert_parity(*pair(name), sample_of, inputs(name))
 
 
 def test_equals_diffusers_with_its_own_noise_levels():
-    torch.manual_seed(0)
-    theirs, ours = twins(diffusers.UNet2DModel(**NCSNPP), UNet2DModel(**NCSNPP))
+    theirs, ours = pair("ncsnpp", exact_timesteps=False)
     given = inputs("ncsnpp") | {"timestep": torch.tensor([0.01, 1.0, 348.0])}
-    expected = call(theirs, given)
-    assert max_error(call(ours, given), expected.double()) < 1e-3 * expected.abs().max()
+    expected = sample_of(theirs, given)
+    assert max_error(sample_of(ours, given), expected.double()) < 1e-3 * expected.abs().max()
 
 
 def test_stays_channels_last():
-    assert_stays_channels_last(pair("ncsnpp")[1], call, inputs("ncsnpp"))
+    assert_stays_channels_last(pair("ncsnpp")[1], sample_of, inputs("ncsnpp"))
 
 
 def test_empty_batch():
-    assert call(pair("ncsnpp")[1], inputs("ncsnpp", 0)).shape == (0, 3, 16, 24)
+    assert sample_of(pair("ncsnpp")[1], inputs("ncsnpp", 0)).shape == (0, 3, 16, 24)
 
 
 def test_gradient_checkpointing_gives_the_same():
     ours = pair("ncsnpp")[1].train()
     for block in (*ours.down_blocks, *ours.up_blocks):
-        assert_checkpointing_gives_the_same(ours, block, call, inputs("ncsnpp"))
+        assert_checkpointing_gives_the_same(ours, block, sample_of, inputs("ncsnpp"))
 
 
 def test_folders_are_shared_with_diffusers(tmp_path):
-    torch.manual_seed(0)
-    theirs, ours = twins(diffusers.UNet2DModel(**NCSNPP), UNet2DModel(**NCSNPP))
-    assert_folders_are_shared(theirs, ours, call, inputs("ncsnpp"), tmp_path)
+    assert_folders_are_shared(*pair("ncsnpp", exact_timesteps=False), sample_of, inputs("ncsnpp"), tmp_path)
 
 
-def test_traces_as_one_graph():
-    ours = UNet2DModel(**NCSNPP).eval()
-    compiled = torch.compile(lambda given: call(ours, given), fullgraph=True, backend="aot_eager")
-    given = inputs("ncsnpp")
-    assert_close_in_float32(compiled(given), call(ours, given))
+def test_compiles_without_graph_break():
+    assert_compiles(pair("ncsnpp")[1], sample_of, inputs("ncsnpp"))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
