@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from fastdiff.models import config_checks
-from fastdiff.models.embeddings import GaussianFourierEmbedding, TimestepEmbedding, class_embedding, of_each_sample
+from fastdiff.models.embeddings import (
+    GaussianFourierEmbedding,
+    TimestepEmbedding,
+    class_embedding,
+    label_width,
+    of_each_sample,
+)
+from fastdiff.models.input_checks import require_class_labels, require_feature_map, require_multiples
 from fastdiff.models.ncsnpp_blocks import ATTENTION_GROUPS, RGB, SkipDownBlock2D, SkipUpBlock2D
 from fastdiff.models.pretrained import PretrainedModel
 from fastdiff.models.unet_blocks import (
@@ -94,8 +101,7 @@ class UNet2DConfig:
         self._check_skip_blocks()
         if self.time_embedding_type == "learned" and self.num_train_timesteps is None:
             raise ValueError("num_train_timesteps must be set for time_embedding_type 'learned', got None")
-        if self.block_out_channels[0] % 2:
-            raise ValueError(f"block_out_channels must begin with an even number, got {self.block_out_channels}")
+        config_checks.require_even_start(self)
 
     def _check_skip_blocks(self) -> None:
         """Each hands an image in RGB, at its resolution, to the next."""
@@ -163,6 +169,7 @@ class UNet2DModel(PretrainedModel):
         self.class_embedding = class_embedding(
             config.class_embed_type, config.num_class_embeds, raw_channels, time_channels
         )
+        self.label_width = label_width(config.class_embed_type, time_channels)
 
         last = len(channels) - 1
         self.down_blocks = nn.ModuleList()
@@ -248,16 +255,9 @@ class UNet2DModel(PretrainedModel):
         return nn.functional.silu(time)
 
     def _check_inputs(self, sample: Tensor, class_labels: Tensor | None) -> None:
-        if sample.dim() != 4 or sample.shape[1] != self.config.in_channels:
-            raise ValueError(f"sample must be (N, {self.config.in_channels}, H, W), got shape {tuple(sample.shape)}")
-        multiple = 2 ** (len(self.config.block_out_channels) - 1)
-        if sample.shape[2] % multiple or sample.shape[3] % multiple:
-            raise ValueError(
-                f"sample's height and width must be multiples of {multiple}, got {tuple(sample.shape[2:])}"
-            )
-        if (self.class_embedding is None) != (class_labels is None):
-            wanted = "must not be given to a model without" if self.class_embedding is None else "are required by"
-            raise ValueError(f"class_labels {wanted} a class embedding (num_class_embeds, class_embed_type)")
+        require_feature_map("sample", sample, self.config.in_channels)
+        require_multiples("sample", sample, 2 ** (len(self.config.block_out_channels) - 1))
+        require_class_labels(class_labels, self.class_embedding is not None, sample.shape[0], self.label_width)
 
 
 def _down_block(

@@ -336,3 +336,6 @@ def test_wrong_inputs():
         model.encode(torch.randn(1, 4, 8, 8))
     with pytest.raises(ValueError, match=r"latents must be \(N, 4, H, W\), got shape \(4, 8, 8\)"):
         model.decode(torch.randn(4, 8, 8))
+    for size in ((3, 8), (8, 3), (0, 0)):
+        with pytest.raises(ValueError, match=rf"one latent at least, of 4 x 4 pixels, got \({size[0]}, {size[1]}\)"):
+            model.encode(torch.randn(1, 3, *size))

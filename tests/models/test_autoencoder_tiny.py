@@ -146,6 +146,9 @@ def test_wrong_inputs():
         model.encode(torch.randn(1, 4, 8, 8))
     with pytest.raises(ValueError, match=r"latents must be \(N, 4, H, W\)"):
         model.decode(torch.randn(1, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"one latent at least, of 4 x 4 pixels, got \(0, 8\)"):
+        model.encode(torch.randn(1, 3, 0, 8))
+    assert model.encode(torch.randn(1, 3, 1, 1)).latents.shape == (1, 4, 1, 1)
 
 
 def test_needs_no_extension():

@@ -162,6 +162,13 @@ def test_wrong_inputs():
         model(torch.randn(1, 3, 16, 15), 0)
     with pytest.raises(ValueError, match="class_labels must not be given"):
         model(torch.randn(1, 3, 16, 16), 0, torch.tensor([0]))
+    for name, labels, wanted in (
+        ("class_labels", torch.tensor([[0]]), r"\(1,\), got shape \(1, 1\)"),
+        ("class_timestep", torch.tensor([1, 2]), r"\(1,\), got shape \(2,\)"),
+        ("class_identity", torch.randn(1, 16), r"\(1, 64\), got shape \(1, 16\)"),
+    ):
+        with pytest.raises(ValueError, match=f"class_labels must be {wanted}"):
+            UNet2DModel(**CONFIGS[name])(torch.randn(1, 3, 16, 16), 0, labels)
     with pytest.raises(ValueError, match="class_labels are required"):
         UNet2DModel(**CONFIGS["class_labels"])(torch.randn(1, 3, 16, 16), 0)
 
