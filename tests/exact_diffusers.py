@@ -46,8 +46,11 @@ def use_exact_timesteps(theirs: nn.Module, ours: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def exact_diffusers() -> Iterator[None]:
-    """In the transformers, for their results in float64."""
+def exact_diffusers(model: nn.Module) -> Iterator[None]:
+    """In the transformers, for the results in float64 of a model; nothing where it is not of diffusers."""
+    if not type(model).__module__.startswith("diffusers."):
+        yield
+        return
     from diffusers.models import embeddings, normalization
     from diffusers.models.transformers import transformer_flux
 

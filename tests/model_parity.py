@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -79,7 +79,7 @@ def assert_parity(theirs: nn.Module, ours: nn.Module, call: Call, inputs: Inputs
 
 def assert_same_in_float64(theirs: nn.Module, ours: nn.Module, call: Call, inputs: Inputs) -> None:
     """The reference gives the values and gradients of diffusers."""
-    with exact_diffusers():
+    with exact_diffusers(theirs):
         expected = _run(theirs, call, inputs, torch.float64)
     with fastdiff.use_reference():
         actual = _run(ours, call, inputs, torch.float64)
@@ -96,11 +96,9 @@ def assert_as_exact_as_diffusers(
     theirs: nn.Module, ours: nn.Module, call: Call, inputs: Inputs, dtype: torch.dtype
 ) -> None:
     """The error against float64 of result and gradients, at most twice that of diffusers in the same dtype."""
-    # Weights and inputs are rounded first, so that float64 has the same numbers.
-    theirs, ours = (copy.deepcopy(model).to(dtype).float() for model in (theirs, ours))
-    inputs = {name: _cast(name, x, dtype).float() if x.is_floating_point() else x for name, x in inputs.items()}
-    with exact_diffusers():
-        exact = _run(theirs, call, inputs, torch.float64)
+    with exact_diffusers(theirs):
+        # Weights and inputs are rounded first, so that float64 has the same numbers.
+        exact = _run(theirs, call, inputs, dtype, torch.float64)
     eager, fused = _run(theirs, call, inputs, dtype), _run(ours, call, inputs, dtype)
     assert fused.output.dtype == dtype
     assert_as_exact(fused.output, eager.output, exact.output, f"output in {dtype}")
@@ -129,17 +127,36 @@ def _rms(x: Tensor) -> float:
     return x.double().square().mean().sqrt().item()
 
 
-def _run(model: nn.Module, call: Call, inputs: Inputs, dtype: torch.dtype) -> Run:
-    """The output, and the gradients of a weighted sum of it, in `dtype`."""
-    model = copy.deepcopy(model).to(dtype)
-    inputs = {name: _cast(name, x, dtype) for name, x in inputs.items()}
+def _run(model: nn.Module, call: Call, inputs: Inputs, *dtypes: torch.dtype) -> Run:
+    """The output, and the gradients of a weighted sum of it, in the last of `dtypes`; all are gone through."""
+    for dtype in dtypes:
+        inputs = {name: _cast(name, x, dtype) for name, x in inputs.items()}
     leaves = {name: x.requires_grad_() for name, x in inputs.items() if _is_activation(name, x)}
-    output = call(model, inputs)
     leaves |= {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
-    # What has no part in the result has gradient 0 in one model and none in another.
-    gradients = torch.autograd.grad(output, list(leaves.values()), weight, allow_unused=True, materialize_grads=True)
+    with _in_dtype(model, *dtypes):
+        output = call(model, inputs)
+        weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).to(dtypes[-1])
+        # What has no part in the result has gradient 0 in one model and none in another.
+        gradients = torch.autograd.grad(
+            output, list(leaves.values()), weight, allow_unused=True, materialize_grads=True
+        )
     return Run(output.detach(), dict(zip(leaves, gradients, strict=True)))
+
+
+@contextlib.contextmanager
+def _in_dtype(model: nn.Module, *dtypes: torch.dtype) -> Iterator[None]:
+    """The model itself, no copy, in a dtype; its weights are back afterwards as they were."""
+    kept = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    for dtype in dtypes:
+        model.to(dtype)
+    try:
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
+        for module, values in buffers:
+            module._buffers.update(values)
 
 
 def _is_activation(name: str, x: Tensor) -> bool:
@@ -245,9 +262,9 @@ def assert_takes_any_timestep(model: nn.Module, call: Call, inputs: dict[str, An
 
 def assert_keeps_timestep_in_float32(model: nn.Module, call: Call, inputs: Inputs) -> None:
     """In a model in bfloat16, which has no 750: rounded, the two would be the same."""
-    model = copy.deepcopy(model).bfloat16()
     inputs = {name: _cast(name, x, torch.bfloat16) for name, x in inputs.items()}
-    results = [call(model, inputs | {"timestep": timestep}) for timestep in (750, 752)]
+    with _in_dtype(model, torch.bfloat16):
+        results = [call(model, inputs | {"timestep": timestep}) for timestep in (750, 752)]
     assert not torch.equal(*results)
     assert results[0].dtype == torch.bfloat16
 
