@@ -7,7 +7,6 @@ import importlib.util
 import pytest
 import torch
 
-import fastdiff
 from fastdiff.data import ICONS
 from fastdiff.diffusion import mse_loss
 from fastdiff.models import UNet2DModel
@@ -15,15 +14,7 @@ from fastdiff.sampling import SamplingSettings, sample
 from fastdiff.training import TrainConfig
 from fastdiff.training.data import load_icons, to_model_range
 
-
-@pytest.fixture(autouse=True)
-def reference_without_extension():
-    """The pictures are the same with the kernels and without; use them where they are built."""
-    if fastdiff.build_info()["extension"]:
-        yield
-    else:
-        with fastdiff.use_reference():
-            yield
+pytestmark = pytest.mark.usefixtures("reference_without_extension")
 
 
 def test_drawn_images_look_like_icons():

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastdiff.models.input_checks import require_feature_map
 from fastdiff.models.pretrained import PretrainedModel
 from fastdiff.models.tiling import tiled
 
@@ -79,12 +80,17 @@ class Autoencoder(PretrainedModel):
         return pixels // self.spatial_scale_factor
 
     def _encode(self, network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-        _check("sample", image, self.config.in_channels)
+        require_feature_map("sample", image, self.config.in_channels)
         size = self._latent_size(image.shape[2]), self._latent_size(image.shape[3])
+        if 0 in size:
+            raise ValueError(
+                f"sample's height and width must make up one latent at least, of {self.spatial_scale_factor} x "
+                f"{self.spatial_scale_factor} pixels, got {tuple(image.shape[2:])}"
+            )
         return self._in_parts(network, image, _Geometry(size, input_step=self.spatial_scale_factor, output_step=1))
 
     def _decode(self, network: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
-        _check("latents", latents, self.config.latent_channels)
+        require_feature_map("latents", latents, self.config.latent_channels)
         size = latents.shape[2], latents.shape[3]
         return self._in_parts(network, latents, _Geometry(size, input_step=1, output_step=self.spatial_scale_factor))
 
@@ -107,8 +113,3 @@ class _Geometry(NamedTuple):
     input_step: int
     output_step: int
     """Pixels a latent, of what goes into the network and of what comes out."""
-
-
-def _check(name: str, x: Tensor, channels: int) -> None:
-    if x.dim() != 4 or x.shape[1] != channels:
-        raise ValueError(f"{name} must be (N, {channels}, H, W), got shape {tuple(x.shape)}")

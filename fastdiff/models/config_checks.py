@@ -34,6 +34,10 @@ def require_positive(config: Any, *keys: str) -> None:
     require_at_least(1, config, *keys)
 
 
+def require_positive_or_none(config: Any, *keys: str) -> None:
+    require_positive(config, *(key for key in keys if getattr(config, key) is not None))
+
+
 def require_entries(config: Any, **allowed: Sequence[Any]) -> None:
     """Each key holds one of its allowed entries for each of block_out_channels."""
     for key, values in allowed.items():
@@ -62,3 +66,20 @@ def require_groups(config: Any) -> None:
                 f"norm_num_groups must divide every entry of block_out_channels {config.block_out_channels}, "
                 f"got {groups}"
             )
+
+
+def require_even_start(config: Any) -> None:
+    """The first of block_out_channels is the width of a timestep's embedding, half of it sines and half cosines."""
+    if config.block_out_channels[0] % 2:
+        raise ValueError(f"block_out_channels must begin with an even number, got {config.block_out_channels}")
+
+
+def require_patches(config: Any) -> None:
+    """A transformer's width can hold the place of a patch, and a picture of sample_size at least one patch."""
+    if config.num_attention_heads * config.attention_head_dim % 4:
+        raise ValueError(
+            "num_attention_heads * attention_head_dim must be a multiple of 4 (a sine and a cosine for each of two "
+            f"axes), got {config.num_attention_heads} * {config.attention_head_dim}"
+        )
+    if config.sample_size < config.patch_size:
+        raise ValueError(f"sample_size must be at least patch_size {config.patch_size}, got {config.sample_size}")

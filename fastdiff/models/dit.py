@@ -9,7 +9,12 @@ from torch.nn import functional as F
 
 from fastdiff import ops
 from fastdiff.models.condition_embeddings import TIMESTEP_CHANNELS, CombinedTimestepLabelEmbeddings
-from fastdiff.models.config_checks import require_choice, require_positive
+from fastdiff.models.config_checks import (
+    require_choice,
+    require_patches,
+    require_positive,
+    require_positive_or_none,
+)
 from fastdiff.models.embeddings import of_each_sample
 from fastdiff.models.patch_embed import PatchEmbed, grid_size, unpatchify
 from fastdiff.models.pretrained import PretrainedModel
@@ -68,15 +73,8 @@ class DiTTransformer2DConfig:
         require_positive(self, "num_attention_heads", "attention_head_dim", "in_channels", "num_layers")
         require_positive(self, "sample_size", "patch_size", "num_embeds_ada_norm")
         require_choice(self, norm_type=("ada_norm_zero",), activation_fn=FeedForward.ACTIVATIONS, freq_shift=(0, 1))
-        if self.out_channels is not None:
-            require_positive(self, "out_channels")
-        if self.num_attention_heads * self.attention_head_dim % 4:
-            raise ValueError(
-                "num_attention_heads * attention_head_dim must be a multiple of 4 (a sine and a cosine for each of two "
-                f"axes), got {self.num_attention_heads} * {self.attention_head_dim}"
-            )
-        if self.sample_size < self.patch_size:
-            raise ValueError(f"sample_size must be at least patch_size {self.patch_size}, got {self.sample_size}")
+        require_positive_or_none(self, "out_channels")
+        require_patches(self)
 
 
 class DiTTransformer2DModel(PretrainedModel):

@@ -77,3 +77,10 @@ def class_embedding(
     if num_class_embeds is not None:
         return nn.Embedding(num_class_embeds, time_channels)
     return None
+
+
+def label_width(embed_type: str | None, time_channels: int, label_channels: int | None = None) -> int | None:
+    """Numbers in the class label of a sample, for what :func:`class_embedding` gives; None is a single one."""
+    if embed_type == "identity":
+        return time_channels
+    return label_channels if embed_type in ("projection", "simple_projection") else None

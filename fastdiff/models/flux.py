@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastdiff import ops
 from fastdiff.models.condition_embeddings import CombinedTimestepTextProjEmbeddings
-from fastdiff.models.config_checks import freeze, require_at_least, require_positive
+from fastdiff.models.config_checks import freeze, require_at_least, require_positive, require_positive_or_none
 from fastdiff.models.embeddings import of_each_sample
 from fastdiff.models.joint_attention import RotaryTables, SelfAttention
 from fastdiff.models.pretrained import PretrainedModel
@@ -17,9 +17,8 @@ from fastdiff.models.transformer_blocks import (
     BLOCK_EPS,
     JointTransformerBlock,
     Transformer2DOutput,
-    check_text,
+    check_conditions,
     clip_float16,
-    refuse_attention_kwargs,
 )
 from fastdiff.nn import AdaLayerNormContinuous, AdaLayerNormZeroSingle, Linear
 
@@ -51,8 +50,7 @@ class FluxTransformer2DConfig:
         require_positive(self, "patch_size", "in_channels", "attention_head_dim", "num_attention_heads")
         require_positive(self, "joint_attention_dim", "pooled_projection_dim")
         require_at_least(0, self, "num_layers", "num_single_layers")
-        if self.out_channels is not None:
-            require_positive(self, "out_channels")
+        require_positive_or_none(self, "out_channels")
         uneven = any(channels < 2 or channels % 2 for channels in self.axes_dims_rope)
         if uneven or sum(self.axes_dims_rope) != self.attention_head_dim:
             raise ValueError(
@@ -143,11 +141,7 @@ class FluxTransformer2DModel(PretrainedModel):
         config = self.config
         if hidden_states.dim() != 3 or hidden_states.shape[2] != config.in_channels:
             raise ValueError(f"hidden_states must be (N, L, {config.in_channels}), got {tuple(hidden_states.shape)}")
-        batch = hidden_states.shape[0]
-        check_text(
-            encoder_hidden_states, pooled_projections, batch, config.joint_attention_dim, config.pooled_projection_dim
-        )
-        refuse_attention_kwargs(joint_attention_kwargs)
+        check_conditions(config, hidden_states, encoder_hidden_states, pooled_projections, joint_attention_kwargs)
         if config.guidance_embeds != (guidance is not None):
             wanted = "is required by" if config.guidance_embeds else "must not be given to a model without"
             raise ValueError(f"guidance {wanted} guidance_embeds")

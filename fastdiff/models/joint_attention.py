@@ -16,7 +16,26 @@ RotaryTables: TypeAlias = tuple[Tensor, Tensor]
 _QK_EPS = 1e-6
 
 
-class SelfAttention(nn.Module):
+class _HeadProjections(nn.Module):
+    """Queries, keys and values of tokens, by head, with optional RMS normalisation and rotary embedding of the first
+    two.
+    """
+
+    def __init__(self, channels: int, heads: int, *, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = Linear(channels, channels)
+        self.to_k = Linear(channels, channels)
+        self.to_v = Linear(channels, channels)
+        self.norm_q, self.norm_k = (_head_norm(channels // heads, qk_norm) for _ in range(2))
+
+    def project(self, x: Tensor, rope: RotaryTables | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (N, L, C) -> three times (N, L, heads, head_dim)."""
+        query, key, value = (_heads(project(x), self.heads) for project in (self.to_q, self.to_k, self.to_v))
+        return *_normalise(query, key, self.norm_q, self.norm_k, rope), value
+
+
+class SelfAttention(_HeadProjections):
     """Self-attention with optional RMS normalisation and rotary embedding of queries and keys.
 
     Args:
@@ -27,24 +46,18 @@ class SelfAttention(nn.Module):
     """
 
     def __init__(self, channels: int, heads: int, *, qk_norm: bool, project_out: bool = True) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_q = Linear(channels, channels)
-        self.to_k = Linear(channels, channels)
-        self.to_v = Linear(channels, channels)
-        self.norm_q, self.norm_k = (_head_norm(channels // heads, qk_norm) for _ in range(2))
+        super().__init__(channels, heads, qk_norm=qk_norm)
         # A list because diffusers' key is to_out.0.
         self.to_out = nn.ModuleList([Linear(channels, channels)]) if project_out else None
 
     def forward(self, x: Tensor, rope: RotaryTables | None = None) -> Tensor:
         """x (N, L, C) -> (N, L, C)."""
-        query, key, value = (_heads(project(x), self.heads) for project in (self.to_q, self.to_k, self.to_v))
-        query, key = _normalise(query, key, self.norm_q, self.norm_k, rope)
+        query, key, value = self.project(x, rope)
         y = ops.attention(query, key, value).flatten(2)
         return y if self.to_out is None else self.to_out[0](y)
 
 
-class JointAttention(nn.Module):
+class JointAttention(_HeadProjections):
     """Attention of image and text tokens to all of them, each with projections of its own (MMDiT, arXiv:2403.03206).
 
     Args:
@@ -56,12 +69,7 @@ class JointAttention(nn.Module):
     """
 
     def __init__(self, channels: int, heads: int, *, qk_norm: bool, context_pre_only: bool = False) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_q = Linear(channels, channels)
-        self.to_k = Linear(channels, channels)
-        self.to_v = Linear(channels, channels)
-        self.norm_q, self.norm_k = (_head_norm(channels // heads, qk_norm) for _ in range(2))
+        super().__init__(channels, heads, qk_norm=qk_norm)
         self.add_q_proj = Linear(channels, channels)
         self.add_k_proj = Linear(channels, channels)
         self.add_v_proj = Linear(channels, channels)
@@ -75,8 +83,7 @@ class JointAttention(nn.Module):
         The rows of `rope` are those of the text, then those of the image.
         """
         text_rope, rope = (None, None) if rope is None else _split(rope, text.shape[1])
-        query, key, value = (_heads(project(x), self.heads) for project in (self.to_q, self.to_k, self.to_v))
-        query, key = _normalise(query, key, self.norm_q, self.norm_k, rope)
+        query, key, value = self.project(x, rope)
         text_query, text_key, text_value = (
             _heads(project(text), self.heads) for project in (self.add_q_proj, self.add_k_proj, self.add_v_proj)
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff import ops
+from fastdiff.models.input_checks import require_feature_map, require_multiples
 from fastdiff.nn import Conv2d
 
 
@@ -77,8 +78,6 @@ def unpatchify(tokens: Tensor, height: int, width: int, patch_size: int) -> Tens
 
 def grid_size(name: str, x: Tensor, in_channels: int, patch_size: int) -> tuple[int, int]:
     """Rows and columns of patches of a picture, which must be (N, in_channels, H, W) of whole patches."""
-    if x.dim() != 4 or x.shape[1] != in_channels:
-        raise ValueError(f"{name} must be (N, {in_channels}, H, W), got shape {tuple(x.shape)}")
-    if x.shape[2] % patch_size or x.shape[3] % patch_size:
-        raise ValueError(f"{name}'s height and width must be multiples of {patch_size}, got {tuple(x.shape[2:])}")
+    require_feature_map(name, x, in_channels)
+    require_multiples(name, x, patch_size)
     return x.shape[2] // patch_size, x.shape[3] // patch_size

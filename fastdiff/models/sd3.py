@@ -7,7 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastdiff.models.condition_embeddings import CombinedTimestepTextProjEmbeddings
-from fastdiff.models.config_checks import freeze, require_choice, require_positive
+from fastdiff.models.config_checks import (
+    freeze,
+    require_choice,
+    require_patches,
+    require_positive,
+    require_positive_or_none,
+)
 from fastdiff.models.embeddings import of_each_sample
 from fastdiff.models.patch_embed import PatchEmbed, grid_size, unpatchify
 from fastdiff.models.pretrained import PretrainedModel
@@ -15,8 +21,7 @@ from fastdiff.models.transformer_blocks import (
     BLOCK_EPS,
     JointTransformerBlock,
     Transformer2DOutput,
-    check_text,
-    refuse_attention_kwargs,
+    check_conditions,
 )
 from fastdiff.nn import AdaLayerNormContinuous, Linear
 
@@ -48,22 +53,14 @@ class SD3Transformer2DConfig:
         require_positive(self, "sample_size", "patch_size", "in_channels", "num_layers", "attention_head_dim")
         require_positive(self, "num_attention_heads", "joint_attention_dim", "pooled_projection_dim")
         require_choice(self, qk_norm=(None, "rms_norm"))
-        for key in ("out_channels", "pos_embed_max_size"):
-            if getattr(self, key) is not None:
-                require_positive(self, key)
+        require_positive_or_none(self, "out_channels", "pos_embed_max_size")
+        require_patches(self)
         channels = self.num_attention_heads * self.attention_head_dim
-        if channels % 4:
-            raise ValueError(
-                "num_attention_heads * attention_head_dim must be a multiple of 4 (a sine and a cosine for each of two "
-                f"axes), got {self.num_attention_heads} * {self.attention_head_dim}"
-            )
         if self.caption_projection_dim != channels:
             raise ValueError(
                 "caption_projection_dim must be num_attention_heads * attention_head_dim = "
                 f"{channels}, got {self.caption_projection_dim}"
             )
-        if self.sample_size < self.patch_size:
-            raise ValueError(f"sample_size must be at least patch_size {self.patch_size}, got {self.sample_size}")
         for layer in self.dual_attention_layers:
             if layer not in range(self.num_layers):
                 raise ValueError(
@@ -147,11 +144,7 @@ class SD3Transformer2DModel(PretrainedModel):
         """
         config = self.config
         height, width = grid_size("hidden_states", hidden_states, config.in_channels, config.patch_size)
-        batch = hidden_states.shape[0]
-        check_text(
-            encoder_hidden_states, pooled_projections, batch, config.joint_attention_dim, config.pooled_projection_dim
-        )
-        refuse_attention_kwargs(joint_attention_kwargs)
+        check_conditions(config, hidden_states, encoder_hidden_states, pooled_projections, joint_attention_kwargs)
 
         x = self.pos_embed(hidden_states)
         temb = self.time_text_embed(of_each_sample("timestep", timestep, x), pooled_projections)

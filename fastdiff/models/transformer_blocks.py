@@ -101,17 +101,18 @@ def clip_float16(x: Tensor) -> Tensor:
     return x.clip(-65504, 65504) if x.dtype == torch.float16 else x
 
 
-def check_text(text: Tensor, pooled: Tensor, batch: int, text_channels: int, pooled_channels: int) -> None:
-    """The text of a batch must be (N, M, text_channels) as tokens and (N, pooled_channels) as one vector."""
-    if text.dim() != 3 or (text.shape[0], text.shape[2]) != (batch, text_channels):
-        raise ValueError(
-            f"encoder_hidden_states must be ({batch}, tokens, {text_channels}), got shape {tuple(text.shape)}"
-        )
+def check_conditions(
+    config: Any, x: Tensor, text: Tensor, pooled: Tensor, joint_attention_kwargs: dict[str, Any] | None
+) -> None:
+    """The text of a batch x is (N, M, joint_attention_dim) as tokens and (N, pooled_projection_dim) as one vector.
+
+    What joint_attention_kwargs are for, adapters of images and scales of LoRA, is not here: better an error than a
+    silent loss.
+    """
+    batch, channels, pooled_channels = x.shape[0], config.joint_attention_dim, config.pooled_projection_dim
+    if text.dim() != 3 or (text.shape[0], text.shape[2]) != (batch, channels):
+        raise ValueError(f"encoder_hidden_states must be ({batch}, tokens, {channels}), got shape {tuple(text.shape)}")
     if pooled.shape != (batch, pooled_channels):
         raise ValueError(f"pooled_projections must be ({batch}, {pooled_channels}), got shape {tuple(pooled.shape)}")
-
-
-def refuse_attention_kwargs(joint_attention_kwargs: dict[str, Any] | None) -> None:
-    """What they are for, adapters of images and scales of LoRA, is not here: better an error than a silent loss."""
     if joint_attention_kwargs:
         raise ValueError(f"joint_attention_kwargs must be None or empty, got {sorted(joint_attention_kwargs)}")

@@ -1,16 +1,30 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from fastdiff.models import config_checks
-from fastdiff.models.embeddings import GaussianFourierEmbedding, TimestepEmbedding, class_embedding, of_each_sample
+from fastdiff.models.embeddings import (
+    GaussianFourierEmbedding,
+    TimestepEmbedding,
+    class_embedding,
+    label_width,
+    of_each_sample,
+)
+from fastdiff.models.input_checks import require_class_labels, require_feature_map, require_multiples
+from fastdiff.models.ncsnpp_blocks import ATTENTION_GROUPS, RGB, SkipDownBlock2D, SkipUpBlock2D
 from fastdiff.models.pretrained import PretrainedModel
-from fastdiff.models.unet_blocks import Attention, BlockSettings, DownBlock2D, UNetMidBlock2D, UpBlock2D
+from fastdiff.models.unet_blocks import (
+    Attention,
+    BlockSettings,
+    DownBlock2D,
+    MakeAttention,
+    UNetMidBlock2D,
+    UpBlock2D,
+)
 from fastdiff.nn import Conv2d, GroupNormSiLU, Timesteps
 
 
@@ -42,7 +56,7 @@ class UNet2DConfig:
     dropout: float = 0.0
     act_fn: str = "silu"
     attention_head_dim: int | None = 8
-    norm_num_groups: int = 32
+    norm_num_groups: int | None = 32
     attn_norm_num_groups: int | None = None
     norm_eps: float = 1e-5
     resnet_time_scale_shift: str = "default"
@@ -66,14 +80,50 @@ class UNet2DConfig:
         )
         config_checks.require_entries(
             self,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("UpBlock2D", "AttnUpBlock2D"),
+            down_block_types=(
+                "DownBlock2D",
+                "AttnDownBlock2D",
+                "ResnetDownsampleBlock2D",
+                "SkipDownBlock2D",
+                "AttnSkipDownBlock2D",
+            ),
+            up_block_types=(
+                "UpBlock2D",
+                "AttnUpBlock2D",
+                "ResnetUpsampleBlock2D",
+                "SkipUpBlock2D",
+                "AttnSkipUpBlock2D",
+            ),
         )
-        config_checks.require_groups(self)
+        skip_blocks_only = all("Skip" in entry for entry in self.down_block_types + self.up_block_types)
+        if not skip_blocks_only or self.norm_num_groups is not None:
+            config_checks.require_groups(self)
+        self._check_skip_blocks()
         if self.time_embedding_type == "learned" and self.num_train_timesteps is None:
             raise ValueError("num_train_timesteps must be set for time_embedding_type 'learned', got None")
-        if self.block_out_channels[0] % 2:
-            raise ValueError(f"block_out_channels must begin with an even number, got {self.block_out_channels}")
+        config_checks.require_even_start(self)
+
+    def _check_skip_blocks(self) -> None:
+        """Each hands an image in RGB, at its resolution, to the next."""
+        # The last stage of either way does nothing to it.
+        down, up = (["Skip" in entry for entry in types] for types in (self.down_block_types[:-1], self.up_block_types))
+        if down != sorted(down, reverse=True):
+            raise ValueError(f"down_block_types must have its skip blocks first, got {self.down_block_types}")
+        if up != sorted(up):
+            raise ValueError(f"up_block_types must have its skip blocks last, got {self.up_block_types}")
+        for key, used in (("in_channels", any(down)), ("out_channels", any(up[:-1]))):
+            if used and getattr(self, key) != RGB:
+                raise ValueError(f"{key} must be {RGB} for skip blocks, got {getattr(self, key)}")
+        for types, channels in (
+            (self.down_block_types, self.block_out_channels),
+            (self.up_block_types, self.block_out_channels[::-1]),
+        ):
+            for entry, width in zip(types, channels, strict=True):
+                if entry.startswith("AttnSkip") and width % ATTENTION_GROUPS:
+                    raise ValueError(
+                        f"block_out_channels must be multiples of {ATTENTION_GROUPS} for skip blocks with attention, "
+                        f"got {self.block_out_channels}"
+                    )
 
 
 class UNet2DOutput(NamedTuple):
@@ -82,10 +132,11 @@ class UNet2DOutput(NamedTuple):
 
 
 class UNet2DModel(PretrainedModel):
-    """The U-Net of DDPM (arXiv:2006.11239) and its descendants, unconditional or conditioned on a class.
+    """The U-Net of DDPM (arXiv:2006.11239) and its descendants, NCSN++ (arXiv:2011.13456) among them.
 
-    Configuration and ``state_dict`` keys are those of diffusers' ``UNet2DModel``, so its checkpoints load. Every
-    norm, time embedding and activation of a residual block is one call of :func:`fastdiff.ops.group_norm_silu`.
+    Unconditional or conditioned on a class. Configuration and ``state_dict`` keys are those of diffusers'
+    ``UNet2DModel``, so its checkpoints load. Every norm, time embedding and activation of a residual block is one call
+    of :func:`fastdiff.ops.group_norm_silu`.
 
     >>> model = UNet2DModel(block_out_channels=(64, 128), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
     ...                     up_block_types=("AttnUpBlock2D", "UpBlock2D"))
@@ -118,60 +169,28 @@ class UNet2DModel(PretrainedModel):
         self.class_embedding = class_embedding(
             config.class_embed_type, config.num_class_embeds, raw_channels, time_channels
         )
+        self.label_width = label_width(config.class_embed_type, time_channels)
 
-        def attention(channels: int) -> Callable[[int], Attention]:
-            return lambda _: Attention(channels, settings, groups=settings.groups)
-
+        last = len(channels) - 1
         self.down_blocks = nn.ModuleList()
         skip_channels = [channels[0]]
-        for index, (block_type, out_channels) in enumerate(zip(config.down_block_types, channels, strict=True)):
-            attends, last = block_type == "AttnDownBlock2D", index == len(channels) - 1
-            block = DownBlock2D(
-                skip_channels[-1],
-                out_channels,
-                config.layers_per_block,
-                settings,
-                attention=attention(out_channels) if attends else None,
-                # The block without attention knows the convolution only, as in diffusers.
-                downsample=None if last else config.downsample_type if attends else "conv",
-                downsample_padding=config.downsample_padding,
-            )
-            self.down_blocks.append(block)
-            skip_channels += [out_channels] * (config.layers_per_block + (not last))
+        for stage, block_type in enumerate(config.down_block_types):
+            down = _down_block(config, settings, block_type, skip_channels[-1], channels[stage], stage == last)
+            self.down_blocks.append(down)
+            skip_channels += [channels[stage]] * (config.layers_per_block + (stage < last))
 
-        self.mid_block = None
-        if config.mid_block_type is not None:
-            norm_groups = None if settings.scale_shift else settings.groups
-            mid_attention = partial(
-                Attention,
-                channels[-1],
-                settings,
-                groups=config.attn_norm_num_groups or norm_groups,
-                output_scale_factor=config.mid_block_scale_factor,
-            )
-            self.mid_block = UNetMidBlock2D(
-                channels[-1],
-                settings,
-                attention=mid_attention if config.add_attention else None,
-                output_scale_factor=config.mid_block_scale_factor,
-            )
+        self.mid_block = None if config.mid_block_type is None else _mid_block(config, settings)
 
         self.up_blocks = nn.ModuleList()
-        in_channels = channels[-1]
-        for index, (block_type, out_channels) in enumerate(zip(config.up_block_types, channels[::-1], strict=True)):
-            attends, last = block_type == "AttnUpBlock2D", index == len(channels) - 1
-            up_block = UpBlock2D(
-                in_channels,
-                [skip_channels.pop() for _ in range(config.layers_per_block + 1)],
-                out_channels,
-                settings,
-                attention=attention(out_channels) if attends else None,
-                upsample=None if last else config.upsample_type if attends else "conv",
-            )
-            self.up_blocks.append(up_block)
+        in_channels = channels[last]
+        for index, block_type in enumerate(config.up_block_types):
+            out_channels = channels[last - index]
+            block_skips = [skip_channels.pop() for _ in range(config.layers_per_block + 1)]
+            up = _up_block(config, settings, block_type, in_channels, block_skips, out_channels, index == last)
+            self.up_blocks.append(up)
             in_channels = out_channels
 
-        self.conv_norm_out = GroupNormSiLU(config.norm_num_groups, channels[0], config.norm_eps)
+        self.conv_norm_out = GroupNormSiLU(settings.norm_groups(channels[0]), channels[0], config.norm_eps)
         self.conv_out = Conv2d(channels[0], config.out_channels, 3, padding=1)
 
     def forward(
@@ -201,18 +220,26 @@ class UNet2DModel(PretrainedModel):
         timestep = of_each_sample("timestep", timestep, sample)
         time = self._embed(timestep, class_labels)
 
-        x = self.conv_in(sample)
+        x, image = self.conv_in(sample), sample
         skips = [x]
         for block in self.down_blocks:
-            x, block_skips = self.run_block(block, x, time)
+            if isinstance(block, SkipDownBlock2D):
+                x, block_skips, image = self.run_block(block, x, image, time)
+            else:
+                x, block_skips = self.run_block(block, x, time)
             skips += block_skips
         if self.mid_block is not None:
             x = self.run_block(self.mid_block, x, time)
+        output: Tensor | None = None  # what the skip blocks have of it
         for block in self.up_blocks:
             layers = self.config.layers_per_block + 1
             skips, block_skips = skips[:-layers], skips[-layers:]
-            x = self.run_block(block, x, block_skips, time, None, skips[-1].shape[2:] if skips else None)
+            if isinstance(block, SkipUpBlock2D):
+                x, output = self.run_block(block, x, block_skips, output, time)
+            else:
+                x = self.run_block(block, x, block_skips, time)
         x = self.conv_out(self.conv_norm_out(x))
+        x = x if output is None else x + output
         if self.config.time_embedding_type == "fourier":
             x = x / timestep.to(x.dtype)[:, None, None, None]  # the score is of order 1/sigma (arXiv:2011.13456)
         return UNet2DOutput(x)
@@ -228,16 +255,72 @@ class UNet2DModel(PretrainedModel):
         return nn.functional.silu(time)
 
     def _check_inputs(self, sample: Tensor, class_labels: Tensor | None) -> None:
-        if sample.dim() != 4 or sample.shape[1] != self.config.in_channels:
-            raise ValueError(f"sample must be (N, {self.config.in_channels}, H, W), got shape {tuple(sample.shape)}")
-        multiple = 2 ** (len(self.config.block_out_channels) - 1)
-        if sample.shape[2] % multiple or sample.shape[3] % multiple:
-            raise ValueError(
-                f"sample's height and width must be multiples of {multiple}, got {tuple(sample.shape[2:])}"
-            )
-        if (self.class_embedding is None) != (class_labels is None):
-            wanted = "must not be given to a model without" if self.class_embedding is None else "are required by"
-            raise ValueError(f"class_labels {wanted} a class embedding (num_class_embeds, class_embed_type)")
+        require_feature_map("sample", sample, self.config.in_channels)
+        require_multiples("sample", sample, 2 ** (len(self.config.block_out_channels) - 1))
+        require_class_labels(class_labels, self.class_embedding is not None, sample.shape[0], self.label_width)
+
+
+def _down_block(
+    config: UNet2DConfig,
+    settings: BlockSettings,
+    block_type: str,
+    in_channels: int,
+    out_channels: int,
+    last: bool,
+) -> nn.Module:
+    layers, attends = config.layers_per_block, block_type.startswith("Attn")
+    if "Skip" in block_type:
+        return SkipDownBlock2D(in_channels, out_channels, layers, settings, attention=attends, downsample=not last)
+    return DownBlock2D(
+        in_channels,
+        out_channels,
+        layers,
+        settings,
+        attention=_attention(out_channels, settings) if attends else None,
+        downsample=None if last else _resampling(block_type, config.downsample_type),
+        downsample_padding=config.downsample_padding,
+    )
+
+
+def _mid_block(config: UNet2DConfig, settings: BlockSettings) -> UNetMidBlock2D:
+    channels = config.block_out_channels[-1]
+    settings = replace(settings, output_scale_factor=config.mid_block_scale_factor)
+    norm_groups = None if settings.scale_shift else settings.norm_groups(channels)
+    attention = partial(Attention, channels, settings, groups=config.attn_norm_num_groups or norm_groups)
+    return UNetMidBlock2D(channels, settings, attention=attention if config.add_attention else None)
+
+
+def _up_block(
+    config: UNet2DConfig,
+    settings: BlockSettings,
+    block_type: str,
+    in_channels: int,
+    skip_channels: list[int],
+    out_channels: int,
+    last: bool,
+) -> nn.Module:
+    attends = block_type.startswith("Attn")
+    if "Skip" in block_type:
+        return SkipUpBlock2D(in_channels, skip_channels, out_channels, settings, attention=attends, upsample=not last)
+    return UpBlock2D(
+        in_channels,
+        skip_channels,
+        out_channels,
+        settings,
+        attention=_attention(out_channels, settings) if attends else None,
+        upsample=None if last else _resampling(block_type, config.upsample_type),
+    )
+
+
+def _attention(channels: int, settings: BlockSettings) -> MakeAttention:
+    return lambda _: Attention(channels, settings, groups=settings.groups)
+
+
+def _resampling(block_type: str, configured: str) -> str:
+    """As in diffusers only the block with attention heeds the configuration."""
+    if block_type.startswith("Attn"):
+        return configured
+    return "resnet" if block_type.startswith("Resnet") else "conv"
 
 
 def _time_projection(config: UNet2DConfig) -> tuple[nn.Module, int]:

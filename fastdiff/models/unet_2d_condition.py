@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from fastdiff.models import config_checks
-from fastdiff.models.embeddings import TimestepEmbedding, class_embedding, of_each_sample
+from fastdiff.models.embeddings import TimestepEmbedding, class_embedding, label_width, of_each_sample
+from fastdiff.models.input_checks import require_class_labels, require_feature_map
 from fastdiff.models.pretrained import PretrainedModel
 from fastdiff.models.transformer_2d import Transformer2D
 from fastdiff.models.unet_blocks import BlockSettings, DownBlock2D, MakeAttention, Text, UNetMidBlock2D, UpBlock2D
@@ -82,7 +83,9 @@ class UNet2DConditionConfig:
     addition_embed_type_num_heads: int = 64
 
     def __post_init__(self) -> None:
-        config_checks.freeze(self, *_SEQUENCES)
+        config_checks.freeze(
+            self, "sample_size", "down_block_types", "up_block_types", "block_out_channels", *_OF_EACH_STAGE
+        )
         config_checks.require_choice(
             self,
             mid_block_type=("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None),
@@ -108,15 +111,7 @@ class UNet2DConditionConfig:
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         )
-        config_checks.require_length(
-            self,
-            "only_cross_attention",
-            "layers_per_block",
-            "cross_attention_dim",
-            "transformer_layers_per_block",
-            "reverse_transformer_layers_per_block",
-            "attention_head_dim",
-        )
+        config_checks.require_length(self, *_OF_EACH_STAGE)
         config_checks.require_groups(self)
         if self.encoder_hid_dim is not None:
             object.__setattr__(self, "encoder_hid_dim_type", "text_proj")
@@ -169,8 +164,7 @@ class UNet2DConditionConfig:
                     )
 
     def _check_embeddings(self) -> None:
-        if self.block_out_channels[0] % 2:
-            raise ValueError(f"block_out_channels must begin with an even number, got {self.block_out_channels}")
+        config_checks.require_even_start(self)
         if self.addition_embed_type == "text_time" and self.addition_time_embed_dim is None:
             raise ValueError("addition_time_embed_dim must be set for addition_embed_type 'text_time', got None")
         for key in ("addition_embed_type", "class_embed_type"):
@@ -202,12 +196,8 @@ class UNet2DConditionConfig:
         return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
 
 
-_SEQUENCES = (
-    "sample_size",
-    "down_block_types",
-    "up_block_types",
+_OF_EACH_STAGE = (
     "only_cross_attention",
-    "block_out_channels",
     "layers_per_block",
     "cross_attention_dim",
     "transformer_layers_per_block",
@@ -296,10 +286,9 @@ class UNet2DConditionModel(PretrainedModel):
             make_attention = self._attention(last, depths[last], only_cross_attention=False)
             self.mid_block = UNetMidBlock2D(
                 channels[last],
-                settings,
+                replace(settings, output_scale_factor=config.mid_block_scale_factor),
                 layers=2 if attends else 1,
                 attention=(lambda: make_attention(0)) if attends else None,
-                output_scale_factor=config.mid_block_scale_factor,
             )
 
         self.up_blocks = nn.ModuleList()
@@ -332,6 +321,7 @@ class UNet2DConditionModel(PretrainedModel):
         self.class_embedding = class_embedding(
             config.class_embed_type, config.num_class_embeds, raw_channels, time_channels, label_channels
         )
+        self.label_width = label_width(config.class_embed_type, time_channels, label_channels)
         self.encoder_hid_proj = None
         if config.encoder_hid_dim is not None:
             self.encoder_hid_proj = Linear(config.encoder_hid_dim, config.per_stage("cross_attention_dim")[0])
@@ -480,21 +470,23 @@ class UNet2DConditionModel(PretrainedModel):
         self, sample, encoder_hidden_states, class_labels, timestep_cond, cross_attention_kwargs, added_cond_kwargs
     ) -> None:
         config = self.config
-        if sample.dim() != 4 or sample.shape[1] != config.in_channels:
-            raise ValueError(f"sample must be (N, {config.in_channels}, H, W), got shape {tuple(sample.shape)}")
+        require_feature_map("sample", sample, config.in_channels)
+        batch = sample.shape[0]
         if any(config.attends):
             width = config.encoder_hid_dim or config.per_stage("cross_attention_dim")[config.attends.index(True)]
             shape = None if encoder_hidden_states is None else tuple(encoder_hidden_states.shape)
-            if shape is None or len(shape) != 3 or shape[::2] != (sample.shape[0], width):
+            if shape is None or len(shape) != 3 or shape[::2] != (batch, width):
                 raise ValueError(
-                    f"encoder_hidden_states must be ({sample.shape[0]}, L, {width}), "
+                    f"encoder_hidden_states must be ({batch}, L, {width}), "
                     f"got {'None' if shape is None else f'shape {shape}'}"
                 )
-        if (self.class_embedding is None) != (class_labels is None):
-            wanted = "must not be given to a model without" if self.class_embedding is None else "are required by"
-            raise ValueError(f"class_labels {wanted} a class embedding (num_class_embeds, class_embed_type)")
+        require_class_labels(class_labels, self.class_embedding is not None, batch, self.label_width)
         if timestep_cond is not None and config.time_cond_proj_dim is None:
             raise ValueError("timestep_cond must not be given to a model without time_cond_proj_dim")
+        if timestep_cond is not None and timestep_cond.shape != (batch, config.time_cond_proj_dim):
+            raise ValueError(
+                f"timestep_cond must be ({batch}, {config.time_cond_proj_dim}), got shape {tuple(timestep_cond.shape)}"
+            )
         if cross_attention_kwargs:
             raise ValueError(f"cross_attention_kwargs must be None or empty, got {sorted(cross_attention_kwargs)}")
         allowed = {"text_embeds", "time_ids"} if config.addition_embed_type == "text_time" else set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import add
 from typing import NamedTuple
 
 import torch
@@ -20,13 +21,20 @@ class BlockSettings:
 
     time_channels: int | None
     """Width of the time embedding; None is a network without one."""
-    groups: int
+    groups: int | None
+    """Of every group norm; None is a quarter of the channels, at most 32, as in NCSN++."""
     eps: float
     dropout: float = 0.0
     scale_shift: bool = False
     """Adaptive group norm (arXiv:2105.05233, section 3) in place of the additive time embedding of DDPM."""
     head_dim: int | None = None
     """Channels of one attention head; None is a single head."""
+    output_scale_factor: float = 1.0
+    """What the sum of a block and its residual is divided by."""
+
+    def norm_groups(self, channels: int) -> int:
+        """Of a norm over so many channels."""
+        return min(channels // 4, 32) if self.groups is None else self.groups
 
 
 class Text(NamedTuple):
@@ -38,15 +46,30 @@ class Text(NamedTuple):
     """(N,) how many of the first tokens count; None is all."""
 
 
+Resample = Callable[[Tensor], Tensor]
+"""Doubles or halves the height and width of a feature map (N, C, H, W)."""
+
 MakeAttention = Callable[[int], nn.Module]
 """Makes the attention behind layer i: a module that takes the feature map and, in a model with text, the text."""
+
+
+def double(x: Tensor) -> Tensor:
+    """Every pixel four times."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def halve(x: Tensor) -> Tensor:
+    """The mean of every four pixels."""
+    return F.avg_pool2d(x, 2)
 
 
 class ResnetBlock2D(nn.Module):
     """norm, SiLU, conv, norm with the time embedding, SiLU, conv, plus the shortcut.
 
-    ``resample`` "up" or "down" doubles or halves the resolution of both branches after the first norm
-    (BigGAN's resampling block, arXiv:2011.13456).
+    Args:
+        resample: what both branches go through after the first norm (BigGAN's resampling block, arXiv:2011.13456).
+        groups: of the first norm, where that is not what `settings` say.
+        conv_shortcut: a convolution in the shortcut even where input and output have the same channels.
     """
 
     def __init__(
@@ -55,30 +78,30 @@ class ResnetBlock2D(nn.Module):
         out_channels: int,
         settings: BlockSettings,
         *,
-        output_scale_factor: float = 1.0,
-        resample: str | None = None,
+        resample: Resample | None = None,
+        groups: int | None = None,
+        conv_shortcut: bool = False,
     ) -> None:
         super().__init__()
         self.scale_shift = settings.scale_shift
-        self.output_scale_factor = output_scale_factor
+        self.output_scale_factor = settings.output_scale_factor
         self.resample = resample
-        self.norm1 = GroupNormSiLU(settings.groups, in_channels, settings.eps)
+        self.norm1 = GroupNormSiLU(groups or settings.norm_groups(in_channels), in_channels, settings.eps)
         self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = None
         if settings.time_channels is not None:
             self.time_emb_proj = Linear(settings.time_channels, (1 + settings.scale_shift) * out_channels)
-        self.norm2 = GroupNormSiLU(settings.groups, out_channels, settings.eps)
+        self.norm2 = GroupNormSiLU(settings.norm_groups(out_channels), out_channels, settings.eps)
         self.dropout = nn.Dropout(settings.dropout)
         self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        conv_shortcut |= in_channels != out_channels
+        self.conv_shortcut = Conv2d(in_channels, out_channels, 1) if conv_shortcut else None
 
     def forward(self, x: Tensor, time: Tensor | None) -> Tensor:
         """x (N, in_channels, H, W), time (N, time_channels), already through its SiLU."""
         h = self.norm1(x)
-        if self.resample == "up":
-            x, h = (F.interpolate(t, scale_factor=2.0, mode="nearest") for t in (x, h))
-        elif self.resample == "down":
-            x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
         h = self.conv1(h)
         time = None if self.time_emb_proj is None else self.time_emb_proj(time)
         if self.scale_shift and time is not None:
@@ -98,15 +121,13 @@ class Attention(nn.Module):
 
     LEGACY_KEYS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-    def __init__(
-        self, channels: int, settings: BlockSettings, *, groups: int | None, output_scale_factor: float = 1.0
-    ) -> None:
+    def __init__(self, channels: int, settings: BlockSettings, *, groups: int | None) -> None:
         super().__init__()
         head_dim = settings.head_dim or channels
         if channels % head_dim:
             raise ValueError(f"attention_head_dim must divide the {channels} channels of the block, got {head_dim}")
         self.heads = channels // head_dim
-        self.output_scale_factor = output_scale_factor
+        self.output_scale_factor = settings.output_scale_factor
         self.group_norm = (
             None if groups is None else GroupNormSiLU(groups, channels, settings.eps, activation="identity")
         )
@@ -178,9 +199,18 @@ class UNetStage(nn.Module):
         x = self.resnets[index](x, time)
         return x if self.attentions is None else attend(self.attentions[index], x, text)
 
+    def layers(self, x: Tensor, time: Tensor, text: Text | None = None) -> list[Tensor]:
+        """What each layer gives, in order."""
+        results = []
+        for index in range(len(self.resnets)):
+            x = self.layer(index, x, time, text)
+            results.append(x)
+        return results
+
 
 class DownBlock2D(UNetStage):
-    """One resolution on the way down: DownBlock2D, AttnDownBlock2D or CrossAttnDownBlock2D, as `attention` makes it.
+    """One resolution on the way down: what diffusers calls DownBlock2D, with attention AttnDownBlock2D or
+    CrossAttnDownBlock2D, and ResnetDownsampleBlock2D where it halves by a residual block.
 
     Args:
         downsample: "conv", "resnet", or None in the last stage.
@@ -202,23 +232,20 @@ class DownBlock2D(UNetStage):
         if downsample == "conv":
             self.downsamplers = nn.ModuleList([Downsample2D(out_channels, downsample_padding)])
         elif downsample == "resnet":
-            self.downsamplers = nn.ModuleList([ResnetBlock2D(out_channels, out_channels, settings, resample="down")])
+            self.downsamplers = nn.ModuleList([ResnetBlock2D(out_channels, out_channels, settings, resample=halve)])
 
     def forward(self, x: Tensor, time: Tensor, text: Text | None = None) -> tuple[Tensor, list[Tensor]]:
         """Returns the result and what the way up gets to see, in order of creation."""
-        skips = []
-        for index in range(len(self.resnets)):
-            x = self.layer(index, x, time, text)
-            skips.append(x)
+        skips = self.layers(x, time, text)
         if self.downsamplers is not None:
-            downsampler = self.downsamplers[0]
-            x = downsampler(x) if isinstance(downsampler, Downsample2D) else downsampler(x, time)
-            skips.append(x)
-        return x, skips
+            downsampler, x = self.downsamplers[0], skips[-1]
+            skips.append(downsampler(x) if isinstance(downsampler, Downsample2D) else downsampler(x, time))
+        return skips[-1], skips
 
 
 class UpBlock2D(UNetStage):
-    """One resolution on the way up: UpBlock2D, AttnUpBlock2D or CrossAttnUpBlock2D, as `attention` makes it.
+    """One resolution on the way up: what diffusers calls UpBlock2D, with attention AttnUpBlock2D or
+    CrossAttnUpBlock2D, and ResnetUpsampleBlock2D where it doubles by a residual block.
 
     Args:
         in_channels: channels of what comes from below.
@@ -237,13 +264,12 @@ class UpBlock2D(UNetStage):
         upsample: str | None,
     ) -> None:
         from_below = [in_channels] + [out_channels] * (len(skip_channels) - 1)
-        inputs = [below + skip for below, skip in zip(from_below, skip_channels, strict=True)]
-        super().__init__(inputs, out_channels, settings, attention)
+        super().__init__(list(map(add, from_below, skip_channels)), out_channels, settings, attention)
         self.upsamplers: nn.ModuleList | None = None
         if upsample == "conv":
             self.upsamplers = nn.ModuleList([Upsample2D(out_channels)])
         elif upsample == "resnet":
-            self.upsamplers = nn.ModuleList([ResnetBlock2D(out_channels, out_channels, settings, resample="up")])
+            self.upsamplers = nn.ModuleList([ResnetBlock2D(out_channels, out_channels, settings, resample=double)])
 
     def forward(
         self,
@@ -272,12 +298,9 @@ class UNetMidBlock2D(nn.Module):
         *,
         layers: int = 2,
         attention: Callable[[], nn.Module] | None,
-        output_scale_factor: float = 1.0,
     ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(
-            ResnetBlock2D(channels, channels, settings, output_scale_factor=output_scale_factor) for _ in range(layers)
-        )
+        self.resnets = nn.ModuleList(ResnetBlock2D(channels, channels, settings) for _ in range(layers))
         self.attentions = nn.ModuleList([] if attention is None else [attention()])
 
     def forward(self, x: Tensor, time: Tensor | None, text: Text | None = None) -> Tensor:

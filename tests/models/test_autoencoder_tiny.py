@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import model_parity
 import pytest
 import torch
 from accuracy import max_error
+from autoencoder_inputs import decode, image, latents
 from model_parity import (
     assert_checkpointing_gives_the_same,
     assert_close_in_float32,
+    assert_compiles,
     assert_folders_are_shared,
     assert_parity,
     assert_stays_channels_last,
-    twins,
+    sample_of,
 )
 
 import fastdiff
@@ -33,26 +36,11 @@ CONFIGS = {
 
 
 def pair(name: str):
-    torch.manual_seed(0)
-    return twins(diffusers.AutoencoderTiny(**CONFIGS[name]), AutoencoderTiny(**CONFIGS[name]))
-
-
-def image(model, batch: int = 3, height: int = 24, width: int = 40):
-    generator = torch.Generator().manual_seed(1)
-    return {"sample": torch.randn(batch, model.config.in_channels, height, width, generator=generator)}
-
-
-def latents(model, batch: int = 3, height: int = 6, width: int = 10):
-    generator = torch.Generator().manual_seed(1)
-    return {"latents": 2 * torch.randn(batch, model.config.latent_channels, height, width, generator=generator)}
+    return model_parity.pair(diffusers.AutoencoderTiny, AutoencoderTiny, CONFIGS[name])
 
 
 def encode(model, inputs):
     return model.encode(inputs["sample"]).latents
-
-
-def decode(model, inputs):
-    return model.decode(inputs["latents"]).sample
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -64,8 +52,7 @@ def test_equals_diffusers(name):
 
 def test_published_width():
     """TAESD as it is published, on one small image."""
-    torch.manual_seed(0)
-    theirs, ours = twins(diffusers.AutoencoderTiny(), AutoencoderTiny())
+    theirs, ours = model_parity.pair(diffusers.AutoencoderTiny, AutoencoderTiny, {})
     inputs = image(ours, 1, 32, 40)
     assert_close_in_float32(encode(ours, inputs), encode(theirs, inputs))
 
@@ -98,11 +85,9 @@ def test_forward_rounds_latents_to_bytes():
     assert ours.bfloat16()(sample.bfloat16()).sample.dtype == torch.bfloat16
 
 
-def test_traces_as_one_graph():
+def test_compiles_without_graph_break():
     _, ours = pair("small")
-    inputs = image(ours, 1)
-    compiled = torch.compile(lambda x: ours(x).sample, fullgraph=True, backend="aot_eager")
-    assert_close_in_float32(compiled(inputs["sample"]), ours(**inputs).sample)
+    assert_compiles(ours, sample_of, image(ours, 1))
 
 
 def test_slices_and_tiles():
@@ -161,6 +146,9 @@ def test_wrong_inputs():
         model.encode(torch.randn(1, 4, 8, 8))
     with pytest.raises(ValueError, match=r"latents must be \(N, 4, H, W\)"):
         model.decode(torch.randn(1, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"one latent at least, of 4 x 4 pixels, got \(0, 8\)"):
+        model.encode(torch.randn(1, 3, 0, 8))
+    assert model.encode(torch.randn(1, 3, 1, 1)).latents.shape == (1, 4, 1, 1)
 
 
 def test_needs_no_extension():

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import json
 
+import model_parity
 import pytest
 import safetensors.torch
 import torch
+from exact_diffusers import use_exact_timesteps
+from model_parity import (
+    assert_checkpointing_gives_the_same,
+    assert_folders_are_shared,
+    assert_keeps_timestep_in_float32,
+    assert_parity,
+    assert_same_in_float32,
+    assert_same_in_float64,
+    assert_takes_any_timestep,
+    sample_of,
+    with_old_attention_keys,
+)
 
-import fastdiff
 from fastdiff.models import UNet2DConfig, UNet2DModel
 from fastdiff.sampling import sample
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.usefixtures("reference_without_extension")
 
 SMALL = {
     "sample_size": 16,
@@ -36,6 +49,13 @@ CONFIGS = {
     "scale_shift": THREE_STAGES | {"resnet_time_scale_shift": "scale_shift", "time_embedding_dim": 48},
     "scale_shift_mid_norm": SMALL | {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 2},
     "resnet_resampling": THREE_STAGES | {"downsample_type": "resnet", "upsample_type": "resnet"},
+    "resnet_blocks": THREE_STAGES
+    | {
+        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D"),
+        "resnet_time_scale_shift": "scale_shift",
+        "downsample_type": "resnet",
+    },
     "fourier": SMALL | {"time_embedding_type": "fourier"},
     "learned": SMALL | {"time_embedding_type": "learned", "num_train_timesteps": 1000},
     "class_labels": SMALL | {"num_class_embeds": 7},
@@ -47,127 +67,70 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def reference_without_extension():
-    """The network is the same with the kernels and without; use them where they are built."""
-    if fastdiff.build_info()["extension"]:
-        yield
-    else:
-        with fastdiff.use_reference():
-            yield
-
-
-def pair(name: str):
-    """diffusers' model and ours with the same weights, in evaluation mode."""
-    torch.manual_seed(0)
-    theirs = diffusers.UNet2DModel(**CONFIGS[name]).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():  # norms start as the identity: make every weight matter
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    ours = UNet2DModel(**CONFIGS[name]).eval()
-    ours.load_state_dict(theirs.state_dict())
+def pair(name: str, exact_timesteps: bool = False):
+    theirs, ours = model_parity.pair(diffusers.UNet2DModel, UNet2DModel, CONFIGS[name])
+    if exact_timesteps:
+        use_exact_timesteps(theirs, ours)
     return theirs, ours
 
 
 def inputs(name: str, batch: int = 3):
     config = UNet2DConfig(**CONFIGS[name])
     generator = torch.Generator().manual_seed(1)
-    sample = torch.randn(batch, config.in_channels, 16, 24, generator=generator)
-    timestep = torch.tensor([3, 500, 999])[:batch]
-    labels = None
+    given = {
+        "sample": torch.randn(batch, config.in_channels, 16, 24, generator=generator),
+        "timestep": torch.tensor([3, 500, 999])[:batch],
+    }
     if config.num_class_embeds is not None:
-        labels = torch.tensor([0, 6, 3])[:batch]
+        given["class_labels"] = torch.tensor([0, 6, 3])[:batch]
     elif config.class_embed_type == "timestep":
-        labels = torch.tensor([1, 20, 300])[:batch]
+        given["class_labels"] = torch.tensor([1, 20, 300])[:batch]
     elif config.class_embed_type == "identity":
-        labels = torch.randn(batch, 4 * config.block_out_channels[0], generator=generator)
-    return sample, timestep, labels
-
-
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
+        given["class_labels"] = torch.randn(batch, 4 * config.block_out_channels[0], generator=generator)
+    return given
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_forward_and_gradients_equal_diffusers(name, layout):
-    theirs, ours = pair(name)
-    sample, timestep, labels = inputs(name)
-    ours = ours.to(memory_format=layout)
-    their_sample, our_sample = sample.clone().requires_grad_(), sample.to(memory_format=layout).requires_grad_()
-    expected = theirs(their_sample, timestep, labels).sample
-    actual = ours(our_sample, timestep, labels).sample
-    assert actual.is_contiguous(memory_format=layout)
-    assert relative_error(actual, expected) < 1e-5
+    theirs, ours = pair(name, exact_timesteps=True)
+    ours, given = ours.to(memory_format=layout), inputs(name)
+    given["sample"] = given["sample"].to(memory_format=layout)
+    # diffusers does not cast the embedding of such labels to the dtype of the model.
+    (assert_same_in_float64 if name == "class_timestep" else assert_parity)(theirs, ours, sample_of, given)
+    assert sample_of(ours, given).is_contiguous(memory_format=layout)
 
-    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
-    (expected * weight).sum().backward()
-    (actual * weight).sum().backward()
-    assert relative_error(our_sample.grad, their_sample.grad) < 1e-5
-    their_grads = {key: p.grad for key, p in theirs.named_parameters() if p.grad is not None}
-    our_grads = {key: p.grad for key, p in ours.named_parameters() if p.grad is not None}
-    assert their_grads.keys() == our_grads.keys()
-    # Some gradients are zero but for rounding (a key's bias, say), so the scale is that of the largest.
-    largest = max(grad.abs().max() for grad in their_grads.values())
-    for key, expected_grad in their_grads.items():
-        error = (our_grads[key] - expected_grad).abs().max()
-        assert error < 1e-4 * expected_grad.abs().max() + 1e-6 * largest, key
+
+@pytest.mark.parametrize("name", ["small", "fourier", "learned", "class_timestep"])
+def test_equals_diffusers_with_its_own_timesteps(name):
+    assert_same_in_float32(*pair(name), sample_of, inputs(name))
 
 
 def test_timestep_as_number_scalar_and_vector():
-    _, ours = pair("small")
-    sample, _, _ = inputs("small")
-    vector = ours(sample, torch.full((3,), 250)).sample
-    for timestep in (250, 250.0, torch.tensor(250), torch.tensor([250])):
-        assert torch.equal(ours(sample, timestep).sample, vector)
-    assert not torch.equal(ours(sample, 251).sample, vector)
+    assert_takes_any_timestep(pair("small")[1], sample_of, inputs("small"))
 
 
 def test_bfloat16_keeps_the_timestep_in_float32():
-    _, ours = pair("small")
-    ours = ours.to(torch.bfloat16)
-    sample = inputs("small")[0].bfloat16()
-    # bfloat16 has no 750: rounded, the two would be the same.
-    assert not torch.equal(ours(sample, 750).sample, ours(sample, 752).sample)
-    assert ours(sample, 750).sample.dtype == torch.bfloat16
+    assert_keeps_timestep_in_float32(pair("small")[1], sample_of, inputs("small"))
 
 
 def test_state_dict_of_old_attention_keys_loads():
     theirs, ours = pair("small")
-    old = {
-        key.replace("to_q", "query").replace("to_k", "key").replace("to_v", "value").replace("to_out.0", "proj_attn"): v
-        for key, v in theirs.state_dict().items()
-    }
-    assert old.keys() != theirs.state_dict().keys()
     fresh = UNet2DModel(**SMALL).eval()
-    fresh.load_state_dict(old)
-    sample, timestep, _ = inputs("small")
-    assert torch.equal(fresh(sample, timestep).sample, ours(sample, timestep).sample)
+    fresh.load_state_dict(with_old_attention_keys(theirs.state_dict()))
+    assert torch.equal(sample_of(fresh, inputs("small")), sample_of(ours, inputs("small")))
 
 
 @pytest.mark.parametrize("name", ["three_stages", "no_mid_block"])
 def test_gradient_checkpointing_gives_the_same(name):
     ours = pair(name)[1].train()
-    sample, timestep, labels = inputs(name)
-    runs = []
     for block in ours.up_blocks:
-        block.register_forward_pre_hook(lambda *_: runs.append(1))
-
-    def gradients():
-        torch.manual_seed(3)  # of dropout
-        result = ours(sample, timestep, labels).sample
-        return [result, *torch.autograd.grad(result.square().sum(), list(ours.parameters()))]
-
-    plain = gradients()
-    assert len(runs) == len(ours.up_blocks)
-    ours.enable_gradient_checkpointing()
-    assert all(map(torch.equal, gradients(), plain))
-    assert len(runs) == 3 * len(ours.up_blocks)
+        assert_checkpointing_gives_the_same(ours, block, sample_of, inputs(name))
 
 
 def test_sampling_takes_either_model():
     theirs, ours = pair("small")
-    noise = inputs("small")[0]
+    noise = inputs("small")["sample"]
     torch.testing.assert_close(sample(ours, noise, steps=3), sample(theirs, noise, steps=3), rtol=1e-4, atol=1e-4)
 
 
@@ -199,25 +162,20 @@ def test_wrong_inputs():
         model(torch.randn(1, 3, 16, 15), 0)
     with pytest.raises(ValueError, match="class_labels must not be given"):
         model(torch.randn(1, 3, 16, 16), 0, torch.tensor([0]))
+    for name, labels, wanted in (
+        ("class_labels", torch.tensor([[0]]), r"\(1,\), got shape \(1, 1\)"),
+        ("class_timestep", torch.tensor([1, 2]), r"\(1,\), got shape \(2,\)"),
+        ("class_identity", torch.randn(1, 16), r"\(1, 64\), got shape \(1, 16\)"),
+    ):
+        with pytest.raises(ValueError, match=f"class_labels must be {wanted}"):
+            UNet2DModel(**CONFIGS[name])(torch.randn(1, 3, 16, 16), 0, labels)
     with pytest.raises(ValueError, match="class_labels are required"):
         UNet2DModel(**CONFIGS["class_labels"])(torch.randn(1, 3, 16, 16), 0)
 
 
-@pytest.mark.parametrize("name", ["small", "scale_shift", "class_labels"])
-def test_folder_made_by_diffusers_loads(name, tmp_path):
-    theirs, ours = pair(name)
-    theirs.save_pretrained(tmp_path)
-    loaded = UNet2DModel.from_pretrained(tmp_path)
-    assert loaded.config == ours.config and not loaded.training
-    assert torch.equal(loaded(*inputs(name)).sample, ours(*inputs(name)).sample)
-
-
-@pytest.mark.parametrize("name", ["small", "scale_shift", "class_labels"])
-def test_folder_of_ours_loads_in_diffusers(name, tmp_path):
-    theirs, ours = pair(name)
-    ours.save_pretrained(tmp_path)
-    loaded = diffusers.UNet2DModel.from_pretrained(tmp_path)
-    assert torch.equal(loaded(*inputs(name)).sample, theirs(*inputs(name)).sample)
+@pytest.mark.parametrize("name", ["small", "scale_shift", "class_labels", "fourier", "learned", "resnet_blocks"])
+def test_folders_are_shared_with_diffusers(name, tmp_path):
+    assert_folders_are_shared(*pair(name), sample_of, inputs(name), tmp_path)
 
 
 def test_folder_dtype_and_layout(tmp_path):

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import model_parity
 import pytest
 import torch
 from accuracy import max_error
+from exact_diffusers import use_exact_timesteps
 from model_parity import (
     assert_checkpointing_gives_the_same,
     assert_close_in_float32,
+    assert_compiles,
     assert_folders_are_shared,
+    assert_keeps_timestep_in_float32,
     assert_parity,
     assert_same_in_float64,
     assert_stays_channels_last,
-    twins,
+    assert_takes_any_timestep,
 )
-from torch import nn
 
 import fastdiff
-from fastdiff import reference
 from fastdiff.models import UNet2DConditionConfig, UNet2DConditionModel
-from fastdiff.nn import Attention, Timesteps
+from fastdiff.nn import Attention
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.usefixtures("reference_without_extension")
 
 SMALL = {
     "block_out_channels": (16, 32),
@@ -84,43 +87,10 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def reference_without_extension():
-    """The network is the same with the kernels and without; use them where they are built."""
-    if fastdiff.build_info()["extension"]:
-        yield
-    else:
-        with fastdiff.use_reference():
-            yield
-
-
-class ExactTimesteps(nn.Module):
-    """In float64 throughout: diffusers works out angles in float32, which would hide all other differences."""
-
-    def __init__(self, like: Timesteps) -> None:
-        super().__init__()
-        self.like = like
-
-    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        like = self.like
-        return reference.timestep_embedding(
-            timesteps.double(),
-            like.num_channels,
-            flip_sin_to_cos=like.flip_sin_to_cos,
-            downscale_freq_shift=like.downscale_freq_shift,
-            dtype=torch.float64,
-        ).to(torch.float64)
-
-
 def pair(name: str, exact_timesteps: bool = False):
-    torch.manual_seed(0)
-    config = dict(CONFIGS[name])
-    theirs = diffusers.UNet2DConditionModel(**config)
-    theirs, ours = twins(theirs, UNet2DConditionModel(**config))
+    theirs, ours = model_parity.pair(diffusers.UNet2DConditionModel, UNet2DConditionModel, CONFIGS[name])
     if exact_timesteps:
-        for embedding in {"time_proj", "add_time_proj"} & {child for child, _ in ours.named_children()}:
-            for model in (theirs, ours):
-                setattr(model, embedding, ExactTimesteps(getattr(ours, embedding)))
+        use_exact_timesteps(theirs, ours)
     return theirs, ours
 
 
@@ -188,20 +158,11 @@ def test_stays_channels_last(name):
 
 
 def test_timestep_as_number_scalar_and_vector():
-    _, ours = pair("sd1")
-    given = inputs("sd1")
-    vector = call(ours, given | {"timestep": torch.full((3,), 250)})
-    for timestep in (250, 250.0, torch.tensor(250), torch.tensor([250])):
-        assert torch.equal(call(ours, given | {"timestep": timestep}), vector)
-    assert not torch.equal(call(ours, given | {"timestep": 251}), vector)
+    assert_takes_any_timestep(pair("sd1")[1], call, inputs("sd1"))
 
 
 def test_bfloat16_keeps_the_timestep_in_float32():
-    _, ours = pair("sd1")
-    ours = ours.to(torch.bfloat16)
-    given = {key: x.bfloat16() if x.is_floating_point() else x for key, x in inputs("sd1").items()}
-    # bfloat16 has no 750: rounded, the two would be the same.
-    assert not torch.equal(call(ours, given | {"timestep": 750}), call(ours, given | {"timestep": 752}))
+    assert_keeps_timestep_in_float32(pair("sd1")[1], call, inputs("sd1"))
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
@@ -310,16 +271,8 @@ ONE_STAGE = SMALL | {
 }
 
 
-def test_traces_as_one_graph_with_gradients():
-    ours = UNet2DConditionModel(**ONE_STAGE)
-    given = inputs("sd1", 1, 8, 12)
-    traced = torch.compile(lambda given: call(ours, given), fullgraph=True, backend="aot_eager")
-    gradients = [
-        torch.autograd.grad(run(given).square().sum(), list(ours.parameters()))
-        for run in (traced, lambda given: call(ours, given))
-    ]
-    for actual, expected in zip(*gradients, strict=True):
-        assert_close_in_float32(actual, expected, roundings=200)
+def test_compiles_without_graph_break():
+    assert_compiles(UNet2DConditionModel(**ONE_STAGE), call, inputs("sd1", 1, 8, 12))
 
 
 # The published widths, at two of the resolutions and with one layer a block.
@@ -446,6 +399,16 @@ def test_unsupported_configuration(change, message):
         ("encoder_hid_dim", {"encoder_hidden_states": torch.randn(3, 7, 12)}, r"must be \(3, L, 10\)"),
         ("sd1", {"class_labels": torch.tensor([0])}, "class_labels must not be given"),
         ("class_timestep", {"class_labels": None}, "class_labels are required"),
+        ("class_timestep", {"class_labels": torch.tensor([1])}, r"class_labels must be \(3,\), got shape \(1,\)"),
+        ("class_identity", {"class_labels": torch.randn(3, 5)}, r"class_labels must be \(3, 64\), got shape \(3, 5\)"),
+        ("class_projection", {"class_labels": torch.randn(2, 5)}, r"class_labels must be \(3, 5\), got shape \(2, 5\)"),
+        ("class_simple_projection", {"class_labels": torch.tensor([1, 2, 3])}, r"class_labels must be \(3, 5\)"),
+        (
+            "guidance_embedding",
+            {"timestep_cond": torch.randn(1, 6)},
+            r"timestep_cond must be \(3, 6\), got shape \(1, 6",
+        ),
+        ("guidance_embedding", {"timestep_cond": torch.randn(3)}, r"timestep_cond must be \(3, 6\), got shape \(3,\)"),
         ("sd1", {"timestep_cond": torch.randn(3, 6)}, "timestep_cond must not be given"),
         ("sd1", {"timestep": torch.tensor([1, 2])}, r"timestep must be a number or .* or \(3,\), got shape \(2,\)"),
         ("sd1", {"text_embeds": torch.randn(3, 21)}, r"added_cond_kwargs may have nothing.*\['text_embeds'\]"),
