@@ -30,8 +30,8 @@ WinogradTiles tiles_of(const Tensor& map, int64_t first, int64_t count) {
   STD_TORCH_CHECK(tiles.channels % kWinogradChannels == 0, "winograd: channels must be a multiple of ",
                   kWinogradChannels, ", got ", tiles.channels);
   const int64_t all = tiles.batch * tiles.rows() * tiles.columns();
-  STD_TORCH_CHECK(0 <= first && 0 <= count && first + count <= all, "winograd: tiles ", first, " to ", first + count,
-                  " must lie among the ", all, " of the map");
+  STD_TORCH_CHECK(0 <= first && 0 <= count && count <= all && first <= all - count, "winograd: ", count, " tiles from ",
+                  first, " on must lie among the ", all, " of the map");
   return tiles;
 }
 
@@ -47,6 +47,7 @@ Tensor winograd_input(Tensor x, int64_t first, int64_t count) {
 
 void winograd_output(std::vector<Tensor> products, OptionalTensor bias, Tensor y, int64_t first) {
   STD_TORCH_CHECK(products.size() == kWinogradParts, "winograd: there must be 16 products, got ", products.size());
+  STD_TORCH_CHECK(products[0].dim() == 2, "winograd: products must be (tiles, channels)");
   WinogradOutputParams p;
   p.tiles = tiles_of(y, first, products[0].size(0));
   for (int i = 0; i < kWinogradParts; i++)

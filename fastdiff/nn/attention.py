@@ -16,7 +16,8 @@ class Attention(Keeper):
     The keys and values of a text are worked out once for all steps of a prompt: as long as no gradient is asked for and
     the same tensor comes again, with the same weights, unchanged. A change in place, of the text or of the weights, is
     seen by the tensor's version, which every operation of PyTorch counts up; writing through ``tensor.data`` or NumPy
-    is not. ``forget()`` drops what is kept.
+    is seen on a CPU only, and there if it changes one of eight numbers spread over the tensor, as averages of weights
+    and merged adapters do. ``forget()`` drops what is kept.
 
     Args:
         query_dim: channels of the hidden states.
@@ -87,9 +88,15 @@ class Attention(Keeper):
 
     def _project_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
         sources = (text, *self.to_k.parameters(), *self.to_v.parameters())
-        if not may_keep(*sources):
+        if not (all(map(_is_plain, (self.to_k, self.to_v))) and may_keep(*sources)):
             return self._project(text)
         return self.keep(sources, _setting(text), lambda: self._project(text))
+
+
+def _is_plain(projection: nn.Module) -> bool:
+    """Whether the result is that of the parameters, and nobody listens: adapters have states of their own."""
+    listeners = projection._forward_hooks or projection._forward_pre_hooks
+    return type(projection) in (Linear, nn.Linear) and not listeners
 
 
 def _setting(tensor: Tensor) -> tuple:

@@ -17,9 +17,9 @@ class Conv2d(Keeper, nn.Conv2d):
     * oneDNN's own layout of it, in place of a new one at every call, which for small maps takes longer than the sums.
       Results are the same, to the bit.
     * In float32, for 3x3 convolutions of unit stride, the 16 parts of minimal filtering, F(2x2, 3x3)
-      (arXiv:1509.09308), with 16 multiplications in place of 36: 1.4 to 2.5 times as fast, and more exact, since the
-      sums are shorter. The copy has 16/9 the size of the weight. What is infinite or NaN reaches one pixel further, and
-      an infinity makes NaN.
+      (arXiv:1509.09308), with 16 multiplications in place of 36: 1.4 to 2.5 times as fast as oneDNN's channels-last
+      convolution, with a third of its error (that of the contiguous map is smaller yet). The copy has 16/9 the size of
+      the weight. What is infinite or NaN reaches one pixel further, and an infinity makes NaN.
 
     A change of the weight is seen as :class:`fastdiff.nn.Attention` sees it.
 
@@ -48,8 +48,16 @@ class Conv2d(Keeper, nn.Conv2d):
         return (
             not self.training
             and may_prepack(x, self.weight, self.bias)
-            and x.dim() == 4
-            and x.is_contiguous(memory_format=torch.channels_last)
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
+            and x.dim() == 4
+            and x.is_contiguous(memory_format=torch.channels_last)
+            and not x.is_contiguous()  # which a map of one channel is, too
+            and x.shape[1] == self.in_channels
+            and all(
+                size + 2 * padding >= dilation * (kernel - 1) + 1
+                for size, padding, dilation, kernel in zip(
+                    x.shape[2:], self.padding, self.dilation, self.kernel_size, strict=True
+                )
+            )
         )

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
+
+_SAMPLES = 8
 
 
 class Keeper(nn.Module):
@@ -24,9 +27,10 @@ class Keeper(nn.Module):
 
     def keep(self, sources: tuple[Tensor, ...], setting: Hashable, work_out: Callable[[], Any]) -> Any:
         """What was kept if it is of these sources, unchanged, and this setting; else it is worked out and kept."""
-        if self._kept is None or not self._kept.is_of(sources, setting):
-            self._kept = Kept(tuple(map(_Version.of, sources)), setting, work_out())
-        return self._kept.value
+        kept = self._kept  # which another thread may replace meanwhile
+        if kept is None or not kept.is_of(sources, setting):
+            kept = self._kept = Kept(tuple(map(_Version.of, sources)), setting, work_out())
+        return kept.value
 
     def train(self, mode: bool = True) -> Self:
         if mode:
@@ -37,8 +41,9 @@ class Keeper(nn.Module):
         self.forget()  # weights may come to lie where others lay before
         return super()._apply(fn, recurse)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self.forget()
+        super()._load_from_state_dict(*arguments)
 
 
 class Kept(NamedTuple):
@@ -51,8 +56,9 @@ class Kept(NamedTuple):
     def is_of(self, sources: tuple[Tensor, ...], setting: Hashable) -> bool:
         """Whether these are the same tensors, unchanged, and the same setting.
 
-        A change in place is seen by the tensor's version, which every operation of PyTorch counts up; writing through
-        ``tensor.data`` or NumPy is not.
+        A change in place is seen by the tensor's version, which every operation of PyTorch counts up. What is written
+        past PyTorch, or through ``tensor.data``, is seen on a CPU if it changes one of eight numbers, as a step of
+        training, an average of weights or a merged adapter does.
         """
         return (
             len(self.versions) == len(sources)
@@ -60,28 +66,50 @@ class Kept(NamedTuple):
             and all(version.is_current(tensor) for version, tensor in zip(self.versions, sources, strict=True))
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # it belongs to one module in one process
+
 
 def may_keep(*sources: Tensor) -> bool:
     """Whether what is worked out from these tensors may be kept.
 
-    Not with gradients, which would have to reach the sources. Tensors made in inference mode count no versions; a
-    compiler would freeze what is kept into its graph.
+    Not where a derivative, a batch of weights or a program is made of what is computed, which would have to reach the
+    sources. Tensors made in inference mode count no versions, and other processes count their own.
     """
     return not (
-        torch.is_grad_enabled() or torch.compiler.is_compiling() or any(source.is_inference() for source in sources)
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or any(source.is_inference() or (source.device.type == "cpu" and source.is_shared()) for source in sources)
     )
 
 
 class _Version(NamedTuple):
-    """A tensor as it was: the object, where its numbers lie, and how often they had been written."""
+    """A tensor as it was: the object, where its numbers lie, how often they had been written, and a few of them."""
 
     tensor: weakref.ref[Tensor]
     address: int
     version: int
+    samples: list[float] | None
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Version:
-        return cls(weakref.ref(tensor), tensor.data_ptr(), tensor._version)
+        return cls(weakref.ref(tensor), tensor.data_ptr(), tensor._version, _samples(tensor))
 
     def is_current(self, tensor: Tensor) -> bool:
-        return self.tensor() is tensor and self.address == tensor.data_ptr() and self.version == tensor._version
+        return (
+            self.tensor() is tensor
+            and self.address == tensor.data_ptr()
+            and self.version == tensor._version
+            and self.samples == _samples(tensor)
+        )
+
+
+def _samples(tensor: Tensor) -> list[float] | None:
+    """Some numbers of a dense tensor on a CPU; another device would have to be waited for."""
+    dense = tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+    if tensor.device.type != "cpu" or not dense or tensor.numel() < _SAMPLES:
+        return None
+    return tensor.as_strided((_SAMPLES,), (tensor.numel() // _SAMPLES,)).tolist()

@@ -40,7 +40,8 @@ class Linear(Keeper, nn.Linear):
         return self.weight
 
     def _packed(self, x: Tensor) -> Tensor | None:
-        if self.training or not may_prepack(x, self.weight, self.bias):
+        fits = x.dim() > 0 and x.shape[-1] == self.in_features
+        if self.training or not fits or not may_prepack(x, self.weight, self.bias):
             return None
         if x.dtype == torch.float32 and not onednn_has_faster_products():
             return None

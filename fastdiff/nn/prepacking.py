@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdiff import _switch
@@ -24,9 +24,10 @@ def may_prepack(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         may_keep(weight)
         and x.device.type == "cpu"
         and weight.device.type == "cpu"
+        and type(weight) in (Tensor, nn.Parameter)
         and x.dtype in _dtypes()
         and x.dtype == weight.dtype
-        and (bias is None or bias.dtype == x.dtype)
+        and (bias is None or (bias.dtype == x.dtype and bias.is_contiguous()))  # oneDNN reads no strides of it
         and x.numel() > 0
         and type(x) is Tensor
         and bool(torch.backends.mkldnn.enabled)
@@ -50,7 +51,8 @@ def onednn_has_faster_products() -> bool:
 
     PyTorch calls MKL, which is half as fast on some processors and as fast as oneDNN on others.
     """
-    x, weight = torch.ones(256, 640), torch.ones(640, 640)  # no draw from the generator of the process
+    # No draw from the generator of the process, and not of its default dtype or device.
+    x, weight = (torch.ones(rows, 640, dtype=torch.float32, device="cpu") for rows in (256, 640))
     theirs, ours = [], []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several wait for each other, and so for what else the machine has to do

@@ -16,9 +16,10 @@ from fastdiff.nn.prepacking import onednn_has_faster_products, pack_matrix, pack
 
 _CHUNK_TILES = 128
 """Worked on at a time, so that parts and products stay in the cache."""
-_LEAST_TILES = 32
+_LEAST_TILES = 16
 """With fewer, reading the weight, 16/9 the size of the plain one, takes longer than the multiplications saved."""
-_LEAST_CHANNELS = 64
+_LEAST_CHANNELS = 128
+"""With fewer, splitting and merging does. Both are of one sample: its result must not depend on the others."""
 _CHANNELS = 16  # they come in multiples of this
 
 
@@ -30,14 +31,15 @@ def suits(x: Tensor, out_channels: int) -> bool:
         and x.dtype == torch.float32
         and channels % _CHANNELS == out_channels % _CHANNELS == 0
         and min(channels, out_channels) >= _LEAST_CHANNELS
-        and _tiles(x) >= _LEAST_TILES
+        and _tiles(x[:1]) >= _LEAST_TILES
     )
 
 
 def pack(weight: Tensor) -> Tensor | list[Tensor]:
     """The 16 parts G w G^T of a weight (O, C, 3, 3), as :func:`convolve` takes them."""
     out_channels, channels = weight.shape[:2]
-    g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+    rows = [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
+    g = torch.tensor(rows, dtype=weight.dtype, device=weight.device)
     pixels = weight.permute(2, 3, 0, 1).reshape(9, -1)
     parts = (torch.kron(g, g) @ pixels).view(16, out_channels, channels)
     if onednn_has_faster_products():

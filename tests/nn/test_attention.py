@@ -35,19 +35,9 @@ def test_grouped_heads_and_lengths() -> None:
     torch.testing.assert_close(whole[1:], attend(hidden[1:], text[1:]))
 
 
-class Counting(nn.Linear):
-    calls = 0
-
-    def forward(self, x):
-        self.calls += 1
-        return super().forward(x)
-
-
 @pytest.fixture
 def attend() -> Attention:
-    module = Attention(16, 12, heads=2, dim_head=8)
-    module.to_k = Counting(12, 16, bias=False)
-    return module
+    return Attention(16, 12, heads=2, dim_head=8)
 
 
 def fresh(attend: Attention, hidden, text):
@@ -58,8 +48,10 @@ def fresh(attend: Attention, hidden, text):
 def test_text_is_projected_once_for_all_steps(attend) -> None:
     hidden, text = torch.randn(3, 2, 5, 16), torch.randn(2, 9, 12)
     with torch.no_grad():
-        results = [attend(step, text) for step in hidden]
-    assert attend.to_k.calls == 1
+        results = [attend(hidden[0], text)]
+        kept = attend._kept
+        results += [attend(step, text) for step in hidden[1:]]
+    assert kept is not None and attend._kept is kept
     for step, result in zip(hidden, results, strict=True):
         assert torch.equal(result, fresh(attend, step, text))
 
@@ -94,6 +86,51 @@ def test_no_stale_result(attend) -> None:
         assert torch.equal(attend(hidden, text), fresh(attend, hidden, text))
         other = text.clone() + 1
         assert torch.equal(attend(hidden, other), fresh(attend, hidden, other))
+
+
+class Adapter(nn.Module):
+    """As libraries wrap a projection: with a state of its own that is no parameter."""
+
+    def __init__(self, projection: nn.Linear) -> None:
+        super().__init__()
+        self.projection = projection
+        self.scale = 1.0
+
+    def forward(self, x):
+        return self.projection(x) * self.scale
+
+
+def test_adapters_and_hooks_are_heard_at_every_call(attend) -> None:
+    hidden, text, calls = torch.randn(2, 5, 16), torch.randn(2, 9, 12), []
+    with torch.no_grad():
+        before = attend(hidden, text)
+        hook = attend.to_k.register_forward_hook(lambda *_: calls.append(1))
+        assert torch.equal(attend(hidden, text), before) and calls == [1]
+        hook.remove()
+        attend.to_v = Adapter(attend.to_v)
+        assert torch.equal(attend(hidden, text), before)
+        attend.to_v.scale = 0.5
+        assert not torch.equal(attend(hidden, text), before)
+
+
+class Raced(Attention):
+    """Attends to another text as soon as one is kept, as another thread may."""
+
+    other = None
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "_kept" and value is not None and self.other is not None:
+            hidden, text, self.other = *self.other, None
+            self(hidden, text)
+
+
+def test_threads_get_the_text_they_gave() -> None:
+    attend, hidden, texts = Raced(16, 12, heads=2, dim_head=8), torch.randn(2, 5, 16), torch.randn(2, 2, 9, 12)
+    with torch.no_grad():
+        attend.other = (hidden, texts[1])
+        result = attend(hidden, texts[0])
+    assert torch.equal(result, fresh(attend, hidden, texts[0]))
 
 
 def test_gradients_reach_the_text_after_it_was_kept(attend) -> None:

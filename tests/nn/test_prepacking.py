@@ -33,10 +33,15 @@ def conv_input(dtype: torch.dtype, channels: int = 24, size: tuple[int, int] = (
     return torch.randn(2, channels, *size, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
 
+KINDS = ("linear", "conv", "winograd")
+
+
 def make(kind: str, dtype: torch.dtype) -> tuple[nn.Module, torch.Tensor]:
     if kind == "linear":
         return Linear(40, 72, dtype=dtype).eval(), torch.randn(3, 50, 40, dtype=dtype)
-    return Conv2d(24, 40, 3, padding=1, dtype=dtype).eval().to(memory_format=torch.channels_last), conv_input(dtype)
+    channels = 128 if kind == "winograd" else 24  # in float32
+    layer = Conv2d(channels, 144, 3, padding=1, dtype=dtype).eval()
+    return layer.to(memory_format=torch.channels_last), conv_input(dtype, channels)
 
 
 def plain(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -82,7 +87,7 @@ def test_convolution_has_the_same_bits(dtype, arguments) -> None:
         assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("kind", ("linear", "conv"))
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_stale_weight(onednn_products, kind, dtype) -> None:
     layer, x = make(kind, dtype)
@@ -98,6 +103,7 @@ def test_no_stale_weight(onednn_products, kind, dtype) -> None:
     changes = (
         lambda: layer.weight.mul_(2),
         lambda: layer.load_state_dict({name: tensor + 1 for name, tensor in layer.state_dict().items()}),
+        lambda: layer.weight.data.add_(1),
         lambda: layer.load_state_dict({k: v * 2 for k, v in layer.state_dict().items()}, assign=True),
         replace,
         there_and_back,
@@ -108,11 +114,12 @@ def test_no_stale_weight(onednn_products, kind, dtype) -> None:
         change()
         after = layer(x)
         assert not torch.equal(after, before)
-        torch.testing.assert_close(after, plain(layer, x))
+        expected = plain(layer, x)
+        torch.testing.assert_close(after, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
         before = after
 
 
-@pytest.mark.parametrize("kind", ("linear", "conv"))
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_weight_is_laid_out_once(onednn_products, kind) -> None:
     layer, x = make(kind, torch.bfloat16)
     layer(x)
@@ -121,14 +128,20 @@ def test_the_weight_is_laid_out_once(onednn_products, kind) -> None:
     assert layer._kept is kept
 
 
-@pytest.mark.parametrize("kind", ("linear", "conv"))
+@pytest.mark.parametrize("kind", KINDS)
 def test_plain_where_the_weight_may_change_or_onednn_has_no_part(onednn_products, kind) -> None:
     layer, x = make(kind, torch.float32)
+
+    def is_plain(result: torch.Tensor) -> bool:
+        return torch.equal(result, plain(layer, x)) and layer._kept is None
+
     with torch.enable_grad():
         y = layer(x)
         assert y.requires_grad and layer._kept is None
     with fastdiff.use_reference():
-        assert torch.equal(layer(x), plain(layer, x)) and layer._kept is None
+        assert is_plain(layer(x))
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert is_plain(layer(x))
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16 and layer._kept is None
     assert layer.double()(x.double()).dtype == torch.float64 and layer._kept is None
@@ -137,7 +150,69 @@ def test_plain_where_the_weight_may_change_or_onednn_has_no_part(onednn_products
     assert layer._kept is None
 
 
-@pytest.mark.parametrize("kind", ("linear", "conv"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_batches_of_weights_and_programs_get_the_plain_layer(onednn_products, kind) -> None:
+    layer, x = make(kind, torch.float32)
+    result, tangent = torch.func.jvp(layer, (x,), (x,))
+    torch.testing.assert_close(tangent, plain(layer, x) - plain(layer, torch.zeros_like(x)), rtol=1e-4, atol=1e-4)
+    both = {name: torch.stack([tensor, 2 * tensor]) for name, tensor in layer.state_dict().items()}
+    several = torch.vmap(lambda weights: torch.func.functional_call(layer, weights, (x,)))(both)
+    torch.testing.assert_close(several[1], 2 * several[0])
+    assert layer._kept is None
+    torch.testing.assert_close(torch.jit.trace(layer, x)(x), plain(layer, x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unusual_weights_and_biases(onednn_products, kind) -> None:
+    layer, x = make(kind, torch.float32)
+    layer.bias = nn.Parameter(torch.randn(2 * layer.bias.numel())[::2])
+    torch.testing.assert_close(layer(x), plain(layer, x))
+    layer.bias = nn.Parameter(torch.randn(1).expand(len(layer.weight)))
+    torch.testing.assert_close(layer(x), plain(layer, x))
+    layer, x = make(kind, torch.float32)
+    layer.weight = nn.Parameter(layer.weight.detach().share_memory_())  # other processes may write it
+    assert torch.equal(layer(x), plain(layer, x)) and layer._kept is None
+
+    class Special(torch.Tensor):
+        pass
+
+    layer.weight = nn.Parameter(torch.randn_like(layer.weight).as_subclass(Special))
+    torch.testing.assert_close(layer(x).as_subclass(torch.Tensor), plain(layer, x).as_subclass(torch.Tensor))
+    assert layer._kept is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", (torch.float64, torch.bfloat16))
+def test_default_dtype_and_device_have_no_part(kind, dtype) -> None:
+    layer, x = make(kind, torch.float32)
+    prepacking.onednn_has_faster_products.cache_clear()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            torch.testing.assert_close(layer(x), plain(layer, x))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_are_those_of_torch(onednn_products, kind) -> None:
+    layer, x = make(kind, torch.float32)
+    wrong = [
+        x[..., 1:] if kind == "linear" else x[:, 1:].contiguous(memory_format=torch.channels_last),
+        x.flatten()[0],
+        x.bfloat16(),
+    ]
+    if kind != "linear":
+        wrong.append(x[:, :, :1, :0])
+    for operand in wrong:
+        with pytest.raises(RuntimeError) as expected:
+            plain(layer, operand)
+        with pytest.raises(RuntimeError) as raised:
+            layer(operand)
+        assert str(raised.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_copies_and_training_start_without(onednn_products, kind) -> None:
     layer, x = make(kind, torch.bfloat16)
     y = layer(x)
@@ -152,6 +227,8 @@ def test_contiguous_maps_keep_to_torch() -> None:
     layer, x = make("conv", torch.bfloat16)
     x = x.contiguous()
     assert torch.equal(layer(x), plain(layer, x)) and layer._kept is None
+    layer, x = Conv2d(1, 4, 3, padding=1).eval(), torch.randn(2, 1, 8, 8)  # which is channels-last as well
+    assert layer(x).is_contiguous() and layer._kept is None
 
 
 def test_other_paddings_keep_to_torch() -> None:

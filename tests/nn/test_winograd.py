@@ -64,19 +64,32 @@ def test_as_exact_as_the_sum(products, channels, mean) -> None:
 
 def test_the_layer_takes_it_where_it_is_faster() -> None:
     def kept_by(x, **arguments):
-        layer = Conv2d(64, 96, **{"kernel_size": 3, "padding": 1, **arguments}).eval()
+        layer = Conv2d(128, 144, **{"kernel_size": 3, "padding": 1, **arguments}).eval()
         layer = layer.to(x.dtype, memory_format=torch.channels_last)
-        torch.testing.assert_close(
-            layer(x), nn.Conv2d.forward(layer, x), rtol=2e-2 if x.dtype == torch.bfloat16 else 1e-5, atol=1e-5
-        )
+        expected = nn.Conv2d.forward(layer, x)
+        torch.testing.assert_close(layer(x), expected, rtol=2e-2 if x.dtype == torch.bfloat16 else 1e-5, atol=1e-5)
         return None if layer._kept is None else layer._kept.setting
 
-    x = random_map(2, 64, 16, 16)
-    assert kept_by(x) == kept_by(x, bias=False) == "winograd"
+    x = random_map(2, 128, 16, 16)
+    assert kept_by(x) == kept_by(x, bias=False) == kept_by(random_map(1, 128, 8, 8)) == "winograd"
     for arguments in ({"stride": 2}, {"kernel_size": 1}, {"groups": 2}, {"dilation": 2}, {"padding": 0}):
         assert kept_by(x, **arguments) == "direct"
-    assert kept_by(x.bfloat16()) == kept_by(random_map(2, 64, 6, 8)) == "direct"
+    assert kept_by(x.bfloat16()) == kept_by(random_map(9, 128, 6, 8)) == "direct"
     assert kept_by(x.contiguous()) is None
+
+
+def test_a_sample_is_the_same_in_any_batch() -> None:
+    layer = Conv2d(128, 128, 3, padding=1).eval()
+    for size in (6, 8, 20):
+        x = random_map(9, 128, size, size)
+        torch.testing.assert_close(layer(x)[4:5], layer(x[4:5]), rtol=0, atol=0)
+
+
+def test_compiles_without_a_break() -> None:
+    layer, x = Conv2d(128, 128, 3, padding=1).eval(), random_map(1, 128, 8, 8)
+    y = layer(x)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), y)
 
 
 def test_nan_comes_out() -> None:
@@ -97,10 +110,12 @@ def test_halves_check_their_arguments() -> None:
     split, merge = torch.ops.fastdiff.winograd_input.default, torch.ops.fastdiff.winograd_output.default
     x = torch.randn(1, 8, 8, 64)
     products = list(split(x, 0, 16))
-    with pytest.raises(RuntimeError, match="tiles 0 to 17 must lie among the 16"):
+    with pytest.raises(RuntimeError, match="17 tiles from 0 on must lie among the 16"):
         split(x, 0, 17)
-    with pytest.raises(RuntimeError, match="tiles -1"):
+    with pytest.raises(RuntimeError, match="3 tiles from -1"):
         split(x, -1, 3)
+    with pytest.raises(RuntimeError, match="1 tiles from 9223372036854775807 on"):
+        split(x, 2**63 - 1, 1)
     with pytest.raises(RuntimeError, match="multiple of 16, got 8"):
         split(x[..., :8].contiguous(), 0, 1)
     with pytest.raises(RuntimeError, match="must be \\(N, H, W, C\\)"):
@@ -110,9 +125,11 @@ def test_halves_check_their_arguments() -> None:
     y = torch.empty_like(x)
     with pytest.raises(RuntimeError, match="16 products, got 15"):
         merge(products[:15], None, y, 0)
+    with pytest.raises(RuntimeError, match="must be \\(tiles, channels\\)"):
+        merge([torch.tensor(1.0)] * 16, None, y, 0)
     with pytest.raises(RuntimeError, match="bias must be"):
         merge(products, torch.randn(65), y, 0)
     with pytest.raises(RuntimeError, match="products must be"):
         merge([*products[:15], products[15][:, :32]], None, y, 0)
-    with pytest.raises(RuntimeError, match="tiles 1 to 17"):
+    with pytest.raises(RuntimeError, match="16 tiles from 1 on"):
         merge(products, None, y, 1)
