@@ -5,25 +5,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 from dataclasses import asdict
 from datetime import datetime, timezone
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from bench.kernels import OPS, openvino, plots
+from bench import openvino
+from bench.arguments import allocators, allowed, one_of, thread_counts, writable
+from bench.kernels import OPS, plots
 from bench.kernels.case import DIRECTIONS, DTYPES, LAYOUTS, Case
-from bench.kernels.measure import ALL_BASELINES, BASELINES, CACHES
+from bench.kernels.measure import ALL_BASELINES, BASELINES, CACHES, measure_case
 from bench.kernels.summary import summarize
 from bench.kernels.tables import run_tables, summary_tables, threads_text
-from bench.kernels.worker import Job, run_job
 from bench.peak import measure_peak
+from bench.plots import available as have_plots
 from bench.report import page
 from bench.timing import Budget
+from bench.worker import Job, run_job
 from fastdiff._files import atomic_write
 
 HELP = "fused kernels against eager PyTorch, torch.compile, OpenVINO and a plain copy"
@@ -46,29 +47,29 @@ _INTRODUCTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=_thread_counts, default=(1,), metavar="N[,M...]", help="default: 1")
-    parser.add_argument("--op", type=_one_of(OPS), default=tuple(OPS), metavar="NAME[,...]", help=_allowed(OPS))
+    parser.add_argument("--threads", type=thread_counts, default=(1,), metavar="N[,M...]", help="default: 1")
+    parser.add_argument("--op", type=one_of(OPS), default=tuple(OPS), metavar="NAME[,...]", help=allowed(OPS))
     parser.add_argument(
-        "--dtype", type=_one_of(DTYPES), default=("fp32", "bf16"), metavar="DTYPE[,...]", help=_allowed(DTYPES)
+        "--dtype", type=one_of(DTYPES), default=("fp32", "bf16"), metavar="DTYPE[,...]", help=allowed(DTYPES)
     )
     parser.add_argument(
-        "--layout", type=_one_of(LAYOUTS), default=tuple(LAYOUTS), metavar="LAYOUT[,...]", help=_allowed(LAYOUTS)
+        "--layout", type=one_of(LAYOUTS), default=tuple(LAYOUTS), metavar="LAYOUT[,...]", help=allowed(LAYOUTS)
     )
     parser.add_argument(
-        "--direction", type=_one_of(DIRECTIONS), default=DIRECTIONS, metavar="PASS[,...]", help=_allowed(DIRECTIONS)
+        "--direction", type=one_of(DIRECTIONS), default=DIRECTIONS, metavar="PASS[,...]", help=allowed(DIRECTIONS)
     )
     parser.add_argument(
         "--shape",
         type=_shapes,
         metavar="SHAPE[,...]",
-        help=f"a class of shapes ({_allowed(SHAPE_CLASSES)}) or sizes as NxCxHxW; default: all",
+        help=f"a class of shapes ({allowed(SHAPE_CLASSES)}) or sizes as NxCxHxW; default: all",
     )
     parser.add_argument(
         "--baselines",
-        type=_one_of(ALL_BASELINES),
+        type=one_of(ALL_BASELINES),
         default=ALL_BASELINES,
         metavar="NAME[,...]",
-        help=f"{_allowed(ALL_BASELINES)}; the ratio is that of the better of the first two",
+        help=f"{allowed(ALL_BASELINES)}; the ratio is that of the better of the first two",
     )
     parser.add_argument(
         "--allocator",
@@ -76,19 +77,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="setting of glibc's malloc, on a CPU (see fastdiff.tune_allocator); default: both",
     )
     parser.add_argument("--quick", action="store_true", help="few repetitions: a first look, not a result")
-    parser.add_argument("--json", type=_writable, metavar="FILE", help="write everything measured")
-    parser.add_argument("--report", type=_writable, metavar="FILE.html", help="write tables and plots as one HTML file")
+    parser.add_argument("--json", type=writable, metavar="FILE", help="write everything measured")
+    parser.add_argument("--report", type=writable, metavar="FILE.html", help="write tables and plots as one HTML file")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print and write. Raises ValueError for arguments that do not go together, and WorkerFailed."""
     cases = select_cases(arguments)
-    allocators = _allocators(arguments)
+    settings = allocators(arguments)
     baselines = chosen_baselines(arguments)
-    budget = QUICK if arguments.quick else FULL
+    measure = partial(measure_case, baselines=baselines, budget=QUICK if arguments.quick else FULL)
     jobs = [
-        Job(cases, baselines, budget, arguments.device, threads, allocator)
-        for allocator in allocators
+        Job(cases, measure, arguments.device, threads, allocator)
+        for allocator in settings
         for threads in arguments.threads
     ]
     runs = _measure(jobs)
@@ -110,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"\nwrote {arguments.json}")
     if arguments.report:
         atomic_write(arguments.report, _html(runs, tables, created).encode())
-        print(f"wrote {arguments.report}" + ("" if plots.available() else " (no plots: matplotlib is not installed)"))
+        print(f"wrote {arguments.report}" + ("" if have_plots() else " (no plots: matplotlib is not installed)"))
 
 
 def select_cases(arguments: argparse.Namespace) -> tuple[Case, ...]:
@@ -134,30 +135,15 @@ def select_cases(arguments: argparse.Namespace) -> tuple[Case, ...]:
             if layout in op.layouts
         ]
     if not cases:
-        raise ValueError(f"nothing to measure: {_allowed(arguments.op)} has no case with these passes and layouts")
+        raise ValueError(f"nothing to measure: {allowed(arguments.op)} has no case with these passes and layouts")
     return tuple(cases)
-
-
-def _allocators(arguments: argparse.Namespace) -> tuple[str, ...]:
-    if arguments.device == "cuda":
-        if arguments.allocator is not None:
-            raise ValueError("--allocator is a setting of the CPU's memory; leave it out with --device cuda")
-        if not torch.cuda.is_available():
-            raise ValueError(f"--device cuda: torch {torch.__version__} sees no CUDA device")
-        return ("default",)
-    if arguments.allocator in ("tuned", "default"):
-        return (arguments.allocator,)
-    if platform.libc_ver()[0] != "glibc":
-        print("the C library is not glibc: only its default allocator is measured", file=sys.stderr)
-        return ("default",)
-    return ("tuned", "default")
 
 
 def chosen_baselines(arguments: argparse.Namespace) -> tuple[str, ...]:
     """The baselines that are asked for and there. Raises ValueError without one that the ratio can be of."""
     chosen = arguments.baselines
     if not set(chosen) & set(BASELINES):
-        raise ValueError(f"--baselines needs {' or '.join(BASELINES)}, which the ratio is of; got {_allowed(chosen)}")
+        raise ValueError(f"--baselines needs {' or '.join(BASELINES)}, which the ratio is of; got {allowed(chosen)}")
     if openvino.NAME not in chosen:
         return chosen
     if arguments.device == "cuda":
@@ -224,33 +210,9 @@ def _html(runs: list[dict[str, Any]], tables: list[Any], created: str) -> str:
     }
     sections = list(tables)
     for run in runs:
-        sections += plots.run_plots(run) if plots.available() else []
+        sections += plots.run_plots(run) if have_plots() else []
         sections += run_tables(run)
     return page("fastdiff: kernels", _INTRODUCTION, facts, sections)
-
-
-def _allowed(names: Any) -> str:
-    return ", ".join(names)
-
-
-def _one_of(names: Any) -> Any:
-    """An argparse type: a comma-separated list of these names."""
-
-    def parse(text: str) -> tuple[str, ...]:
-        chosen = tuple(dict.fromkeys(text.split(",")))
-        for name in chosen:
-            if name not in names:
-                raise argparse.ArgumentTypeError(f"{name!r} is not one of {_allowed(names)}")
-        return chosen
-
-    return parse
-
-
-def _thread_counts(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"must be positive integers separated by commas, got {text!r}")
-    return tuple(dict.fromkeys(map(int, parts)))
 
 
 def _shapes(text: str) -> tuple[str | tuple[int, ...], ...]:
@@ -262,17 +224,5 @@ def _shapes(text: str) -> tuple[str | tuple[int, ...], ...]:
         elif all(size.isdecimal() and int(size) > 0 for size in sizes):
             entries.append(tuple(map(int, sizes)))
         else:
-            raise argparse.ArgumentTypeError(f"{part!r} is neither NxCxHxW nor one of {_allowed(SHAPE_CLASSES)}")
+            raise argparse.ArgumentTypeError(f"{part!r} is neither NxCxHxW nor one of {allowed(SHAPE_CLASSES)}")
     return tuple(entries)
-
-
-def _writable(text: str) -> Path:
-    """A path that can be written: known before the minutes of measuring, not after."""
-    path = Path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the folder {path.parent} does not exist")
-    if not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"no permission to write in {path.parent}")
-    return path

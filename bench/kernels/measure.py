@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 import fastdiff
+from bench import openvino
 from bench.device import Device
-from bench.kernels import OPS, openvino
+from bench.kernels import OPS
 from bench.kernels.case import Case, Problem
 from bench.timing import Budget, Timing, interleave
+from bench.worker import WrongResult
 
 # The ratio is that of the better of these. OpenVINO, where it is there, has a ratio of its own.
 BASELINES = ("eager", "compile")
@@ -27,11 +29,7 @@ _ERROR_LIMITS = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
 _ERROR_FACTOR_OF_SUMS = 4
 
 
-class WrongResult(Exception):
-    """A contender computes something else than the op."""
-
-
-def measure_case(case: Case, device: Device, baselines: tuple[str, ...], budget: Budget) -> dict[str, object]:
+def measure_case(case: Case, device: Device, *, baselines: tuple[str, ...], budget: Budget) -> dict[str, object]:
     """The record of one case, ready for JSON."""
     torch._dynamo.reset()  # else the limit on recompilations of one function would silently bring eager mode back
     with torch.set_grad_enabled(case.direction == "backward"):

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 from bench.kernels.measure import CACHES
 from bench.kernels.tables import run_title
+from bench.plots import COLORS, svg
 
 Json = dict[str, Any]
-# Wong's palette (Nature Methods 8, 441): told apart by colour-blind readers too.
-_COLORS = {"fastdiff": "#0072B2", "eager": "#D55E00", "compile": "#E69F00", "openvino": "#009E73", "copy": "#999999"}
 _MARKERS = {"fastdiff": "o", "eager": "s", "compile": "^", "openvino": "D", "copy": "|"}
-
-
-def available() -> bool:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def run_plots(run: Json) -> list[str]:
@@ -40,7 +30,7 @@ def _plot(run: Json, op: str, direction: str) -> str:
     over_floor.set_yticks(range(len(records)), labels)
     over_floor.invert_yaxis()
     figure.suptitle(f"{op} {direction}: {run_title(run)}")
-    return _svg(figure)
+    return svg(figure)
 
 
 def _draw_over_floor(axes: Any, records: list[Json]) -> None:
@@ -48,7 +38,7 @@ def _draw_over_floor(axes: Any, records: list[Json]) -> None:
     for name in dict.fromkeys(name for result in results for name in result["contenders"]):
         rows = [row for row, result in enumerate(results) if name in result["contenders"]]
         values = [results[row]["contenders"][name]["median_ms"] / results[row]["floor_ms"] for row in rows]
-        axes.plot(values, rows, _MARKERS[name], color=_COLORS[name], label=name, markersize=7)
+        axes.plot(values, rows, _MARKERS[name], color=COLORS[name], label=name, markersize=7)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_xlabel(f"time over the {records[0]['floor_units']}U floor, warm cache (lower is better)")
@@ -66,13 +56,3 @@ def _draw_ratio(axes: Any, records: list[Json]) -> None:
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel("times faster than the better of eager and compile (higher is better)")
     axes.legend()
-
-
-def _svg(figure: Any) -> str:
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text: small and searchable
-        figure.savefig(buffer, format="svg")
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.kernels import openvino
+from bench import openvino
 from bench.kernels.measure import ALL_BASELINES, CACHES
 from bench.table import Table
 

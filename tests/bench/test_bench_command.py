@@ -4,22 +4,29 @@ import argparse
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import bench.run
-from bench.kernels import OPS, command, openvino
+from bench import openvino
+from bench.kernels import OPS, command
 from bench.kernels.case import Case
-from bench.kernels.worker import Job, WorkerFailed, run_job
+from bench.kernels.measure import measure_case
 from bench.timing import Budget
+from bench.worker import Job, WorkerFailed, run_job
 
 RUN = Path(bench.run.__file__)
 
 
 def run_bench(*arguments):
     return subprocess.run([sys.executable, str(RUN), *arguments], capture_output=True, text=True, timeout=300)
+
+
+def job_of(case, *baselines):
+    return Job((case,), partial(measure_case, baselines=baselines, budget=Budget(0.0, 1, 1)), "cpu", 1, "default")
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +138,7 @@ def test_cuda_without_a_device_is_said_in_one_line(capsys):
 def test_a_worker_that_dies_is_reported():
     """An op that does not exist makes the measuring process end with a traceback of its own."""
     case = Case("no_such_op", "forward", (1, 32, 4, 4), "custom", "fp32", "NCHW")
-    job = Job((case,), ("eager",), Budget(0.0, 1, 1), "cpu", 1, "default")
+    job = job_of(case, "eager")
     stream = run_job(job)
     assert next(stream)["device"] == "cpu"
     with pytest.raises(WorkerFailed, match="exit code 1"):
@@ -140,7 +147,9 @@ def test_a_worker_that_dies_is_reported():
 
 def test_compile_is_a_contender_like_the_others():
     case = Case("group_norm_silu", "forward", (1, 32, 4, 4), "custom", "fp32", "NCHW")
-    job = Job((case,), ("eager", "compile"), Budget(0.0, 1, 1), "cpu", 1, "default")
+    job = Job(
+        (case,), partial(measure_case, baselines=("eager", "compile"), budget=Budget(0.0, 1, 1)), "cpu", 1, "default"
+    )
     _, record = run_job(job)
     assert set(record["errors"]) == {"fastdiff", "eager", "compile"}
     assert set(record["caches"]["warm"]["contenders"]) == {"fastdiff", "eager", "compile", "copy"}

@@ -6,12 +6,13 @@ import torch
 import fastdiff
 from bench.kernels import OPS
 from bench.kernels.case import Case
-from bench.kernels.measure import WrongResult, check_contenders, relate
-from bench.kernels.openvino import NotConverted
+from bench.kernels.measure import check_contenders, relate
 from bench.kernels.summary import summarize
 from bench.kernels.tables import run_tables
+from bench.openvino import NotConverted
 from bench.table import Table
 from bench.timing import Timing
+from bench.worker import WrongResult
 
 SHAPE = (2, 64, 3, 5)
 

@@ -1,0 +1,78 @@
+"""bench/run.py models: that the sides compute the same, and what it writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import bench.run
+from bench import openvino
+from bench.device import CpuDevice
+from bench.models import MODELS
+from bench.models.measure import ModelCase, measure_model, peak_bytes
+from bench.timing import Budget
+from bench.worker import WrongResult
+
+pytest.importorskip("diffusers")
+ONCE = Budget(0.0, 1, 1)
+SMALL = {
+    "sd15_unet": {"block_out_channels": (32, 64, 64, 64), "layers_per_block": 1},
+    "dit_xl_2": {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16},
+    "sd_vae_decode": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
+}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The models with their own block types and inputs, a hundredth of the size."""
+    for name, values in SMALL.items():
+        model = MODELS[name]
+        monkeypatch.setitem(MODELS, name, dataclasses.replace(model, config={**model.config, **values}))
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_a_model_on_both_sides(small, model) -> None:
+    record = measure_model(ModelCase(model, "fp32"), CpuDevice(), peers=(), budget=ONCE)
+    assert set(record["contenders"]) == set(record["errors"]) == {"fastdiff", "diffusers"}
+    assert record["flops"] > 1e6 and record["parameters"] > 1e4
+    assert all(size is not None for size in record["peak_bytes"].values())
+
+
+def test_compiled_peers_compute_the_same(small) -> None:
+    peers = ("compile", *([openvino.NAME] if openvino.available() else []))
+    record = measure_model(ModelCase("dit_xl_2", "fp32"), CpuDevice(), peers=peers, budget=ONCE)
+    assert not record["left_out"]
+    assert set(record["contenders"]) == {"fastdiff", "diffusers", *peers}
+
+
+def test_a_wrong_result_is_refused(small, monkeypatch) -> None:
+    forward = torch.nn.GELU.forward
+    monkeypatch.setattr("fastdiff.nn.Linear.gelu", lambda self, x, approximate: 1.1 * forward(torch.nn.GELU(), self(x)))
+    with pytest.raises(WrongResult, match="dit_xl_2 fp32: fastdiff differs from diffusers by"):
+        measure_model(ModelCase("dit_xl_2", "fp32"), CpuDevice(), peers=(), budget=ONCE)
+
+
+def test_peak_memory_is_that_of_a_call() -> None:
+    size = 64 << 20
+
+    def call() -> None:
+        torch.ones(size // 4).add(1)
+
+    assert peak_bytes(lambda: None) < size // 8
+    assert 1.8 * size < peak_bytes(call) < 2.5 * size
+
+
+def test_command(tmp_path, capsys) -> None:
+    results, report = tmp_path / "models.json", tmp_path / "models.html"
+    arguments = "models --model icons_unet --quick --allocator default --threads 1 --json"
+    assert bench.run.main([*arguments.split(), str(results), "--report", str(report)]) == 0
+    (run,) = json.loads(results.read_text())["runs"]
+    assert [record["dtype"] for record in run["records"]] == ["fp32", "bf16"]
+    assert run["environment"]["allocator"] == "default" and run["environment"]["threads"] == 1
+    assert "icons_unet" in capsys.readouterr().out and "<svg" in report.read_text()
+    with pytest.raises(SystemExit):
+        bench.run.main(["models", "--model", "sd15"])
+    assert "'sd15' is not one of icons_unet, sd15_unet" in capsys.readouterr().err
