@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastdiff.models import config_checks
 from fastdiff.models.embeddings import of_each_sample
+from fastdiff.models.input_checks import require_feature_map, require_multiples
 
 
 class Place(NamedTuple):
@@ -111,11 +112,8 @@ def check_heads(channels: int, channels_per_head: int) -> int:
 
 
 def check_sample(x: Tensor, channels: int, levels: Sequence[Any]) -> None:
-    if x.dim() != 4 or x.shape[1] != channels:
-        raise ValueError(f"x must be (N, {channels}, H, W), got shape {tuple(x.shape)}")
-    multiple = 2 ** (len(levels) - 1)
-    if x.shape[2] % multiple or x.shape[3] % multiple:
-        raise ValueError(f"x's height and width must be multiples of {multiple}, got {tuple(x.shape[2:])}")
+    require_feature_map("x", x, channels)
+    require_multiples("x", x, 2 ** (len(levels) - 1))
 
 
 def noise_of_each_sample(name: str, noise: Tensor | float, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from fastdiff.models.edm2 import EDM2UNet, MPConv, MPFourier
 from fastdiff.models.edm_layout import noise_of_each_sample
 from fastdiff.models.edm_unets import DhariwalUNet, SongUNet
 from fastdiff.models.exact_buffers import ExactBuffers
+from fastdiff.models.input_checks import require_feature_map
 from fastdiff.models.pretrained import PretrainedModel
 
 _NETWORKS: dict[str, type[PretrainedModel]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
@@ -126,8 +127,7 @@ class _Precond(PretrainedModel):
     def _denoised(
         self, x: Tensor, sigma: Tensor | float, force_fp32: bool, **labels: Tensor | None
     ) -> tuple[Tensor, Coefficients]:
-        if x.dim() != 4:
-            raise ValueError(f"x must be (N, {self.config.img_channels}, H, W), got shape {tuple(x.shape)}")
+        require_feature_map("x", x, self.config.img_channels)
         sigma = sigma.flatten() if isinstance(sigma, Tensor) else sigma
         coefficients = self.coefficients(noise_of_each_sample("sigma", sigma, x))
         precision = torch.promote_types(x.dtype, torch.float32)
