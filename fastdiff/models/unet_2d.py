@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fastdiff.models import config_checks
@@ -241,7 +242,9 @@ class UNet2DModel(PretrainedModel):
         x = self.conv_out(self.conv_norm_out(x))
         x = x if output is None else x + output
         if self.config.time_embedding_type == "fourier":
-            x = x / timestep.to(x.dtype)[:, None, None, None]  # the score is of order 1/sigma (arXiv:2011.13456)
+            # The score is of order 1/sigma (arXiv:2011.13456), and a rounded one would scale the whole picture.
+            sigma = timestep.to(torch.promote_types(timestep.dtype, torch.float32))
+            x = (x / sigma[:, None, None, None]).to(x.dtype)
         return UNet2DOutput(x)
 
     def _embed(self, timestep: Tensor, class_labels: Tensor | None) -> Tensor:

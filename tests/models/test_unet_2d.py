@@ -114,6 +114,16 @@ def test_bfloat16_keeps_the_timestep_in_float32():
     assert_keeps_timestep_in_float32(pair("small")[1], sample_of, inputs("small"))
 
 
+def test_result_is_divided_by_the_timestep_itself():
+    ours, given = pair("fourier")[1].bfloat16(), inputs("fourier")
+    given["sample"] = given["sample"].bfloat16()
+    seen = []
+    ours.conv_out.register_forward_hook(lambda _, __, x: seen.append(x))
+    for timestep in (torch.tensor([3, 501, 999]), torch.tensor([0.3, 501.5, 999.9], dtype=torch.float64)):
+        result = sample_of(ours, given | {"timestep": timestep})
+        assert torch.equal(result, (seen.pop().double() / timestep[:, None, None, None]).bfloat16())
+
+
 def test_state_dict_of_old_attention_keys_loads():
     theirs, ours = pair("small")
     fresh = UNet2DModel(**SMALL).eval()
