@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdiff.models import config_checks
-from fastdiff.models.edm_blocks import attend_pixels, resample
+from fastdiff.models.edm_blocks import attend_pixels
 from fastdiff.models.edm_layout import (
     Place,
     check_filter,
@@ -27,6 +27,7 @@ from fastdiff.models.edm_layout import (
 )
 from fastdiff.models.exact_buffers import ExactBuffers
 from fastdiff.models.pretrained import PretrainedModel
+from fastdiff.models.resampling import resample
 
 _EPS = 1e-4
 _SILU_MAGNITUDE = 0.596  # root mean square of SiLU of a standard normal number

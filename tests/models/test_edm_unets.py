@@ -18,7 +18,7 @@ from torch import nn
 
 import fastdiff
 from fastdiff.models import DhariwalUNet, EDMPrecond, SongUNet
-from fastdiff.models.edm_blocks import resample
+from fastdiff.models.resampling import resample
 
 SONG = {
     "img_resolution": 16,
@@ -128,6 +128,13 @@ def test_compiles_without_a_break(name: str) -> None:
 def test_resampling_is_the_filter_s_matrix(mode: str, taps: tuple[int, ...]) -> None:
     x = torch.randn(2, 3, 8, 6, dtype=torch.float64)
     torch.testing.assert_close(resample(x, mode, taps), moved(x, mode, taps), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("mode", ["down", "up"])
+def test_resampling_rounds_once_in_half_precision(mode: str, dtype: torch.dtype) -> None:
+    x, taps = torch.randn(2, 3, 8, 6).to(dtype), (1, 2, 5, 4)
+    assert torch.equal(resample(x, mode, taps), resample(x.float(), mode, taps).to(dtype))
 
 
 def test_no_labels_are_zeros() -> None:
