@@ -155,12 +155,10 @@ class EDM2UNetConfig:
         check_u_net(self)
         check_filter(self)
         config_checks.require_positive(self, "img_channels", "channels_per_head")
-        for key in ("channel_mult_noise", "channel_mult_emb"):
-            if getattr(self, key) is not None:
-                config_checks.require_positive(self, key)
-        for key in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{key} must lie in 0 ... 1, got {getattr(self, key)}")
+        config_checks.require_positive_or_none(self, "channel_mult_noise", "channel_mult_emb")
+        config_checks.require_between(0, 1, self, "label_balance", "concat_balance", "res_balance", "attn_balance")
+        if self.clip_act is not None:
+            config_checks.require_above_zero(self, "clip_act")
 
     @property
     def noise_channels(self) -> int:

@@ -18,7 +18,13 @@ from fastdiff.nn import Conv2d, GroupNormSiLU, Linear
 
 def group_norm(channels: int, eps: float, activation: str = "silu") -> GroupNormSiLU:
     """With 32 groups, or fewer so that each has four channels."""
-    return GroupNormSiLU(min(32, channels // 4), channels, eps, activation=activation)
+    groups = min(32, channels // 4)
+    if channels % groups:
+        raise ValueError(
+            f"model_channels and channel_mult must give every norm a multiple of its {groups} groups, got {channels} "
+            "channels"
+        )
+    return GroupNormSiLU(groups, channels, eps, activation=activation)
 
 
 class FourierEmbedding(ExactBuffers):

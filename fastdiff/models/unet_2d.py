@@ -68,6 +68,10 @@ class UNet2DConfig:
 
     def __post_init__(self) -> None:
         config_checks.freeze(self, "down_block_types", "up_block_types", "block_out_channels")
+        config_checks.require_tuple(self, "block_out_channels")
+        config_checks.require_positive(self, "in_channels", "out_channels", "layers_per_block")
+        config_checks.require_above_zero(self, "mid_block_scale_factor")
+        config_checks.require_between(0, 1, self, "dropout")
         config_checks.require_choice(
             self,
             time_embedding_type=("positional", "fourier", "learned"),

@@ -172,6 +172,9 @@ def test_gradients_of_resampling(resample):
 # Configuration.
 
 
+PLAIN = {"down_block_types": ("SkipDownBlock2D",) * 3, "up_block_types": ("SkipUpBlock2D",) * 3}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -187,6 +190,15 @@ def test_gradients_of_resampling(resample):
             {"block_out_channels": (32, 16, 16)},
             r"block_out_channels must be multiples of 32 for skip blocks with attention, got \(32, 16, 16\)",
         ),
+        *(
+            (
+                {"block_out_channels": (*widths, 16), "norm_num_groups": None} | PLAIN,
+                f"block_out_channels must give every norm .*, got {norm}",
+            )
+            for widths, norm in (((2, 16), "2 channels for 0 groups"), ((200, 16), "200 channels for 32 groups"))
+        ),
+        # What comes from below and its skip, in 20 + 32 // 4 groups.
+        ({"block_out_channels": (32, 32, 20), "norm_num_groups": None}, "got 52 channels for 28 groups"),
     ],
 )
 def test_unsupported_configuration(change, message):
