@@ -209,7 +209,7 @@ def test_compiles_without_a_break() -> None:
     """In training: with the change of the weights in place, and the backward pass."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = EDM2UNet(**(SMALL | {"channel_mult": (1,), "attn_resolutions": (16,)})).train()
+    model = EDM2UNet(**(SMALL | {"channel_mult": (1,), "attn_resolutions": ()})).train()
     nn.init.constant_(model.out_gain, 0.7)
     twin = copy.deepcopy(model)
     actual = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs())
