@@ -64,6 +64,7 @@ class AutoencoderKLConfig:
             "latents_mean",
             "latents_std",
         )
+        config_checks.require_tuple(self, "block_out_channels")
         config_checks.require_choice(self, act_fn=("silu", "swish"))
         config_checks.require_entries(
             self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,9 +39,37 @@ def require_positive_or_none(config: Any, *keys: str) -> None:
     require_positive(config, *(key for key in keys if getattr(config, key) is not None))
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def require_between(low: float, high: float, config: Any, *keys: str) -> None:
+    for key in keys:
+        value = getattr(config, key)
+        if not is_number(value) or not low <= value <= high:
+            raise ValueError(f"{key} must lie in {low} ... {high}, got {value!r}")
+
+
+def require_above_zero(config: Any, *keys: str) -> None:
+    for key in keys:
+        value = getattr(config, key)
+        if not is_number(value) or value <= 0:
+            raise ValueError(f"{key} must be a number above 0, got {value!r}")
+
+
+def require_tuple(config: Any, *keys: str, least: int = 1) -> None:
+    """Each key holds positive integers, `least` or more of them."""
+    for key in keys:
+        value = getattr(config, key)
+        if not isinstance(value, tuple) or len(value) < least or not all(type(x) is int and x > 0 for x in value):
+            raise ValueError(f"{key} must hold {least} or more positive integers, got {value!r}")
+
+
 def require_entries(config: Any, **allowed: Sequence[Any]) -> None:
     """Each key holds one of its allowed entries for each of block_out_channels."""
     for key, values in allowed.items():
+        if not isinstance(getattr(config, key), tuple):
+            raise ValueError(f"{key} must be a list, got {getattr(config, key)!r}")
         require_length(config, key)
         for entry in getattr(config, key):
             if entry not in values:

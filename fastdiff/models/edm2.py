@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdiff.models import config_checks
-from fastdiff.models.edm_blocks import attend_pixels, resample
+from fastdiff.models.edm_blocks import attend_pixels
 from fastdiff.models.edm_layout import (
     Place,
     check_filter,
@@ -27,6 +27,7 @@ from fastdiff.models.edm_layout import (
 )
 from fastdiff.models.exact_buffers import ExactBuffers
 from fastdiff.models.pretrained import PretrainedModel
+from fastdiff.models.resampling import resample
 
 _EPS = 1e-4
 _SILU_MAGNITUDE = 0.596  # root mean square of SiLU of a standard normal number
@@ -154,12 +155,10 @@ class EDM2UNetConfig:
         check_u_net(self)
         check_filter(self)
         config_checks.require_positive(self, "img_channels", "channels_per_head")
-        for key in ("channel_mult_noise", "channel_mult_emb"):
-            if getattr(self, key) is not None:
-                config_checks.require_positive(self, key)
-        for key in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{key} must lie in 0 ... 1, got {getattr(self, key)}")
+        config_checks.require_positive_or_none(self, "channel_mult_noise", "channel_mult_emb")
+        config_checks.require_between(0, 1, self, "label_balance", "concat_balance", "res_balance", "attn_balance")
+        if self.clip_act is not None:
+            config_checks.require_above_zero(self, "clip_act")
 
     @property
     def noise_channels(self) -> int:

@@ -8,17 +8,23 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastdiff import ops
 from fastdiff.models.edm_layout import Place, check_heads
 from fastdiff.models.exact_buffers import ExactBuffers
+from fastdiff.models.resampling import filter_kernel, resample
 from fastdiff.nn import Conv2d, GroupNormSiLU, Linear
 
 
 def group_norm(channels: int, eps: float, activation: str = "silu") -> GroupNormSiLU:
     """With 32 groups, or fewer so that each has four channels."""
-    return GroupNormSiLU(min(32, channels // 4), channels, eps, activation=activation)
+    groups = min(32, channels // 4)
+    if channels % groups:
+        raise ValueError(
+            f"model_channels and channel_mult must give every norm a multiple of its {groups} groups, got {channels} "
+            "channels"
+        )
+    return GroupNormSiLU(groups, channels, eps, activation=activation)
 
 
 class FourierEmbedding(ExactBuffers):
@@ -34,35 +40,6 @@ class FourierEmbedding(ExactBuffers):
         """(N,) -> (N, channels) float64: of an angle of hundreds, float32 has few digits behind the point."""
         angle = noise.double()[:, None] * (2 * math.pi * self.freqs.double())
         return torch.cat((angle.sin(), angle.cos()), dim=1)
-
-
-def resample(
-    x: Tensor, mode: str | None, taps: Sequence[float], kernel: Tensor | None = None, *, padded: bool = True
-) -> Tensor:
-    """A feature map (N, C, H, W) at half ("down") or double ("up") the resolution, by a separable filter.
-
-    Args:
-        taps: the filter along one axis, of an even length and any sum: it is divided by that. Two equal ones are the
-            mean of four pixels on the way down, and the nearest neighbour on the way up.
-        kernel: what :func:`filter_kernel` makes of the taps, where it is at hand.
-        padded: with zeros, so that the resolution is exactly half.
-    """
-    if mode is None:
-        return x
-    if len(taps) == 2 and taps[0] == taps[1]:
-        return F.avg_pool2d(x, 2) if mode == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
-    kernel = filter_kernel(taps).to(x.device) if kernel is None else kernel
-    kernel = kernel.to(x.dtype).expand(x.shape[1], -1, -1, -1)
-    padding = (len(taps) - 1) // 2 if padded else 0
-    if mode == "down":
-        return F.conv2d(x, kernel, stride=2, padding=padding, groups=x.shape[1])
-    return F.conv_transpose2d(x, 4 * kernel, stride=2, padding=padding, groups=x.shape[1])
-
-
-def filter_kernel(taps: Sequence[float]) -> Tensor:
-    """(1, 1, k, k), of the sum 1."""
-    line = torch.tensor(taps, dtype=torch.float32)
-    return (torch.outer(line, line) / line.sum() ** 2)[None, None]
 
 
 class Resample(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastdiff.models import config_checks
 from fastdiff.models.embeddings import of_each_sample
+from fastdiff.models.input_checks import require_feature_map, require_multiples
 
 
 class Place(NamedTuple):
@@ -85,8 +86,9 @@ def check_u_net(config: Any) -> None:
     config_checks.freeze(config, "channel_mult", "attn_resolutions")
     config_checks.require_positive(config, "img_resolution", "model_channels", "num_blocks")
     config_checks.require_at_least(0, config, "label_dim")
-    if not config.channel_mult or not all(isinstance(mult, int) and mult > 0 for mult in config.channel_mult):
-        raise ValueError(f"channel_mult must hold positive integers, got {config.channel_mult}")
+    config_checks.require_tuple(config, "channel_mult")
+    config_checks.require_tuple(config, "attn_resolutions", least=0)
+    config_checks.require_between(0, 1, config, "dropout")
     least = 2 ** (len(config.channel_mult) - 1)
     if config.img_resolution < least:
         raise ValueError(
@@ -98,7 +100,8 @@ def check_u_net(config: Any) -> None:
 def check_filter(config: Any) -> None:
     config_checks.freeze(config, "resample_filter")
     taps = config.resample_filter
-    if not taps or len(taps) % 2 or sum(taps) == 0:
+    is_filter = isinstance(taps, tuple) and all(map(config_checks.is_number, taps))
+    if not is_filter or not taps or len(taps) % 2 or sum(taps) == 0:
         raise ValueError(f"resample_filter must hold an even number of taps whose sum is not 0, got {taps}")
 
 
@@ -111,11 +114,8 @@ def check_heads(channels: int, channels_per_head: int) -> int:
 
 
 def check_sample(x: Tensor, channels: int, levels: Sequence[Any]) -> None:
-    if x.dim() != 4 or x.shape[1] != channels:
-        raise ValueError(f"x must be (N, {channels}, H, W), got shape {tuple(x.shape)}")
-    multiple = 2 ** (len(levels) - 1)
-    if x.shape[2] % multiple or x.shape[3] % multiple:
-        raise ValueError(f"x's height and width must be multiples of {multiple}, got {tuple(x.shape[2:])}")
+    require_feature_map("x", x, channels)
+    require_multiples("x", x, 2 ** (len(levels) - 1))
 
 
 def noise_of_each_sample(name: str, noise: Tensor | float, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from fastdiff.models.edm2 import EDM2UNet, MPConv, MPFourier
 from fastdiff.models.edm_layout import noise_of_each_sample
 from fastdiff.models.edm_unets import DhariwalUNet, SongUNet
 from fastdiff.models.exact_buffers import ExactBuffers
+from fastdiff.models.input_checks import require_feature_map
 from fastdiff.models.pretrained import PretrainedModel
 
 _NETWORKS: dict[str, type[PretrainedModel]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
@@ -60,6 +61,9 @@ class _PrecondConfig:
 
     def __post_init__(self) -> None:
         """Fills `model_kwargs` up, so that equal networks have equal configurations."""
+        if not isinstance(self.model_kwargs, Mapping):
+            raise ValueError(f"model_kwargs must map keys to values, got {self.model_kwargs!r}")
+        config_checks.require_positive(self, "img_channels")
         given = self.given()
         for key in given.keys() & self.model_kwargs.keys():
             raise ValueError(f"{key} must not be in model_kwargs: the preconditioning sets it")
@@ -113,7 +117,10 @@ class _Precond(PretrainedModel):
         own = {field.name for field in dataclasses.fields(cls.config_class)}
         kept = {key: value for key, value in values.items() if key in own or key.startswith("_")}
         of_network = {key: value for key, value in values.items() if key not in kept}
-        return super().parse_config({**kept, "model_kwargs": {**kept.get("model_kwargs", {}), **of_network}})
+        model_kwargs = kept.get("model_kwargs", {})
+        if isinstance(model_kwargs, Mapping):  # of anything else the configuration complains
+            model_kwargs = {**model_kwargs, **of_network}
+        return super().parse_config({**kept, "model_kwargs": model_kwargs})
 
     def enable_gradient_checkpointing(self, enable: bool = True) -> None:
         super().enable_gradient_checkpointing(enable)
@@ -126,8 +133,8 @@ class _Precond(PretrainedModel):
     def _denoised(
         self, x: Tensor, sigma: Tensor | float, force_fp32: bool, **labels: Tensor | None
     ) -> tuple[Tensor, Coefficients]:
-        if x.dim() != 4:
-            raise ValueError(f"x must be (N, {self.config.img_channels}, H, W), got shape {tuple(x.shape)}")
+        require_feature_map("x", x, self.config.img_channels)
+        _check_sigma(sigma)
         sigma = sigma.flatten() if isinstance(sigma, Tensor) else sigma
         coefficients = self.coefficients(noise_of_each_sample("sigma", sigma, x))
         precision = torch.promote_types(x.dtype, torch.float32)
@@ -139,6 +146,13 @@ class _Precond(PretrainedModel):
         if force_fp32:
             return torch.promote_types(self.dtype, torch.float32)
         return torch.float16 if self.config.use_fp16 and x.device.type != "cpu" else self.dtype
+
+
+def _check_sigma(sigma: Tensor | float) -> None:
+    """Positive, where that can be told without waiting for a device."""
+    on_cpu = not isinstance(sigma, Tensor) or sigma.device.type == "cpu"
+    if on_cpu and not torch.compiler.is_compiling() and not (torch.as_tensor(sigma) > 0).all():
+        raise ValueError(f"sigma must be positive, got {sigma}")
 
 
 class _EDMPrecond(_Precond):
@@ -171,7 +185,8 @@ class _EDMPrecond(_Precond):
             (N, img_channels, H, W) in float32, or in float64 as `x`.
 
         Raises:
-            ValueError: a shape that does not fit, or labels of which the configuration knows nothing.
+            ValueError: a shape that does not fit, labels of which the configuration knows nothing, or, where it is a
+                number or on a CPU, a `sigma` that is not positive.
         """
         return self._denoised(x, sigma, force_fp32, class_labels=class_labels, augment_labels=augment_labels)[0]
 
@@ -333,6 +348,7 @@ class EDMPrecondConfig(_EDMPrecondConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        config_checks.require_above_zero(self, "sigma_data")
         if self.sigma_max == math.inf:  # which JSON does not know
             object.__setattr__(self, "sigma_max", None)
 
@@ -370,6 +386,11 @@ class EDM2PrecondConfig(_PrecondConfig):
     use_fp16: bool = True
     sigma_data: float = 0.5
     logvar_channels: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config_checks.require_above_zero(self, "sigma_data")
+        config_checks.require_positive(self, "logvar_channels")
 
     def network_class(self) -> type[PretrainedModel]:
         return EDM2UNet
@@ -431,7 +452,8 @@ class EDM2Precond(_Precond):
             (N, img_channels, H, W) in float32, or in float64 as `x`; with `return_logvar` that and (N,).
 
         Raises:
-            ValueError: a shape that does not fit, or labels given to a model without.
+            ValueError: a shape that does not fit, labels given to a model without, or, where it is a number or on a
+                CPU, a `sigma` that is not positive.
         """
         denoised, coefficients = self._denoised(x, sigma, force_fp32, class_labels=class_labels)
         if not return_logvar:

@@ -117,7 +117,8 @@ def _check_edm(config: Any) -> None:
     check_u_net(config)
     config_checks.require_positive(config, "in_channels", "out_channels", "channel_mult_emb")
     config_checks.require_at_least(0, config, "augment_dim")
-    # Four channels a group, and a sine for each cosine.
+    config_checks.require_between(0, 1, config, "label_dropout")
+    # Four channels a group at least, and a sine for each cosine.
     if config.model_channels % 4:
         raise ValueError(f"model_channels must be a multiple of 4, got {config.model_channels}")
 

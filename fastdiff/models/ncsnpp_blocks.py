@@ -7,11 +7,12 @@ features; on the way up the output, doubled at every resolution, to which each a
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from fastdiff.models.resampling import resample
 from fastdiff.models.unet_blocks import Attention, BlockSettings, ResnetBlock2D, UNetStage
 from fastdiff.nn import Conv2d, GroupNormSiLU
 
@@ -19,28 +20,9 @@ RGB = 3
 ATTENTION_GROUPS = 32
 
 
-def fir_halve(x: Tensor) -> Tensor:
-    """Half the height and width of (N, C, H, W), smoothed by the filter (1, 3, 3, 1); zeros lie beyond the edge."""
-    work = _workable(x)
-    return F.conv2d(work, _fir_filter(work) / 64, stride=2, padding=1, groups=x.shape[1]).to(x.dtype)
-
-
-def fir_double(x: Tensor) -> Tensor:
-    """Twice the height and width of (N, C, H, W), smoothed by the filter (1, 3, 3, 1); zeros lie beyond the edge."""
-    work = _workable(x)
-    return F.conv_transpose2d(work, _fir_filter(work) / 16, stride=2, padding=1, groups=x.shape[1]).to(x.dtype)
-
-
-def _workable(x: Tensor) -> Tensor:
-    # On a CPU the transposed convolution of single channels, which is also the gradient of the other, takes twenty
-    # times as long in half precision.
-    return x.float() if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def _fir_filter(x: Tensor) -> Tensor:
-    """One filter (C, 1, 4, 4) for each channel, of sum 64. Made where it is used: no copy to a device, no buffer."""
-    taps = 4 - (2 * torch.arange(4, device=x.device, dtype=x.dtype) - 3).abs()  # 1, 3, 3, 1
-    return torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
+# Smoothed, with zeros beyond the edge.
+fir_halve = partial(resample, mode="down", taps=(1, 3, 3, 1))
+fir_double = partial(resample, mode="up", taps=(1, 3, 3, 1))
 
 
 def _settings_of_ncsnpp(settings: BlockSettings) -> BlockSettings:

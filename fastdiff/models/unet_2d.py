@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fastdiff.models import config_checks
@@ -67,6 +68,10 @@ class UNet2DConfig:
 
     def __post_init__(self) -> None:
         config_checks.freeze(self, "down_block_types", "up_block_types", "block_out_channels")
+        config_checks.require_tuple(self, "block_out_channels")
+        config_checks.require_positive(self, "in_channels", "out_channels", "layers_per_block")
+        config_checks.require_above_zero(self, "mid_block_scale_factor")
+        config_checks.require_between(0, 1, self, "dropout")
         config_checks.require_choice(
             self,
             time_embedding_type=("positional", "fourier", "learned"),
@@ -241,7 +246,9 @@ class UNet2DModel(PretrainedModel):
         x = self.conv_out(self.conv_norm_out(x))
         x = x if output is None else x + output
         if self.config.time_embedding_type == "fourier":
-            x = x / timestep.to(x.dtype)[:, None, None, None]  # the score is of order 1/sigma (arXiv:2011.13456)
+            # The score is of order 1/sigma (arXiv:2011.13456), and a rounded one would scale the whole picture.
+            sigma = timestep.to(torch.promote_types(timestep.dtype, torch.float32))
+            x = (x / sigma[:, None, None, None]).to(x.dtype)
         return UNet2DOutput(x)
 
     def _embed(self, timestep: Tensor, class_labels: Tensor | None) -> Tensor:

@@ -86,6 +86,7 @@ class UNet2DConditionConfig:
         config_checks.freeze(
             self, "sample_size", "down_block_types", "up_block_types", "block_out_channels", *_OF_EACH_STAGE
         )
+        config_checks.require_tuple(self, "block_out_channels")
         config_checks.require_choice(
             self,
             mid_block_type=("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None),

@@ -32,9 +32,15 @@ class BlockSettings:
     output_scale_factor: float = 1.0
     """What the sum of a block and its residual is divided by."""
 
-    def norm_groups(self, channels: int) -> int:
-        """Of a norm over so many channels."""
-        return min(channels // 4, 32) if self.groups is None else self.groups
+    def norm_groups(self, channels: int, own: int | None = None) -> int:
+        """Of a norm over so many channels, which may have groups of its `own`."""
+        groups = own or (min(channels // 4, 32) if self.groups is None else self.groups)
+        if groups == 0 or channels % groups:
+            raise ValueError(
+                "block_out_channels must give every norm four channels at least, and a multiple of its groups, "
+                f"got {channels} channels for {groups} groups"
+            )
+        return groups
 
 
 class Text(NamedTuple):
@@ -86,7 +92,7 @@ class ResnetBlock2D(nn.Module):
         self.scale_shift = settings.scale_shift
         self.output_scale_factor = settings.output_scale_factor
         self.resample = resample
-        self.norm1 = GroupNormSiLU(groups or settings.norm_groups(in_channels), in_channels, settings.eps)
+        self.norm1 = GroupNormSiLU(settings.norm_groups(in_channels, groups), in_channels, settings.eps)
         self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = None
         if settings.time_channels is not None:

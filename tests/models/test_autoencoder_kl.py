@@ -317,6 +317,7 @@ def test_state_dict_of_old_attention_keys_loads():
         ({"down_block_types": ("DownBlock2D",) * 3}, "down_block_types must hold only.*'DownBlock2D'"),
         ({"up_block_types": ("UpDecoderBlock2D",)}, "up_block_types must have one entry"),
         ({"act_fn": "gelu"}, "act_fn must be one of.*'gelu'"),
+        ({"block_out_channels": 16}, "block_out_channels must hold 1 or more positive integers, got 16"),
         ({"norm_num_groups": 5}, "norm_num_groups must divide"),
         ({"norm_num_groups": 0}, "norm_num_groups must divide"),
         ({"scaling_factor": 0}, "scaling_factor must not be 0"),

@@ -164,11 +164,15 @@ def test_autocast(kind: type) -> None:
 
 @pytest.mark.parametrize("kind", PRECONDS)
 def test_narrow_model_keeps_the_noise_level(kind: type) -> None:
+    """Also in what the network is told of it; c_out would differ in any case."""
     model = made(kind).bfloat16()
     x = pictures(1).bfloat16()
-    # bfloat16 would make the same number of both.
-    first, second = model(x, 10.001), model(x, 10.06)
-    assert first.dtype == torch.float32 and not torch.equal(first, second)
+    seen = []
+    model.network.register_forward_pre_hook(lambda _, given: seen.append(given[1].item()))
+    # bfloat16 would make 1.305 of both. They are neighbours among the levels of IDDPM.
+    for sigma in (1.303, 1.307):
+        assert model(x, sigma).dtype == torch.float32
+        assert seen.pop() == pytest.approx(table_1(model, sigma)[3], rel=1e-5)
 
 
 def test_levels_of_iddpm_keep_their_digits(tmp_path) -> None:
@@ -291,11 +295,28 @@ def test_compiles_without_a_break() -> None:
         ({"model_type": "UNet"}, "model_type must be one of.*'UNet'"),
         ({"model_kwargs": {"in_channels": 3}}, "in_channels must not be in model_kwargs"),
         ({"hidden_size": 5}, "SongUNet has no configuration key 'hidden_size'"),
+        ({"model_kwargs": None}, "model_kwargs must map keys to values, got None"),
+        ({"img_channels": 0}, "img_channels must be an integer of at least 1"),
+        ({"sigma_data": 0}, "sigma_data must be a number above 0, got 0"),
     ],
 )
 def test_unsupported_configuration(change, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EDMPrecond(**(SONG | change))
+
+
+@pytest.mark.parametrize(("key", "least"), [("sigma_data", "a number above 0"), ("logvar_channels", "an integer")])
+def test_unsupported_configuration_of_edm2(key: str, least: str) -> None:
+    with pytest.raises(ValueError, match=f"{key} must be {least}"):
+        EDM2Precond(**(SMALL | {key: 0}))
+
+
+@pytest.mark.parametrize("kind", PRECONDS)
+def test_noise_level_must_be_positive(kind: type) -> None:
+    model, x = made(kind), pictures(2)
+    for sigma in (0.0, -1.0, math.nan, torch.tensor([1.0, 0.0])):
+        with pytest.raises(ValueError, match="sigma must be positive"):
+            model(x, sigma)
 
 
 def test_wrong_inputs() -> None:

@@ -121,7 +121,13 @@ def test_folders_are_shared_with_diffusers(tmp_path):
 
 
 def test_compiles_without_graph_break():
-    assert_compiles(pair("ncsnpp")[1], sample_of, inputs("ncsnpp"))
+    two_stages = {
+        "block_out_channels": (32, 32),
+        "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+        "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+    }
+    ours = model_parity.pair(diffusers.UNet2DModel, UNet2DModel, NCSNPP | two_stages)[1]
+    assert_compiles(ours, sample_of, inputs("ncsnpp"))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -172,6 +178,9 @@ def test_gradients_of_resampling(resample):
 # Configuration.
 
 
+PLAIN = {"down_block_types": ("SkipDownBlock2D",) * 3, "up_block_types": ("SkipUpBlock2D",) * 3}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -187,6 +196,15 @@ def test_gradients_of_resampling(resample):
             {"block_out_channels": (32, 16, 16)},
             r"block_out_channels must be multiples of 32 for skip blocks with attention, got \(32, 16, 16\)",
         ),
+        *(
+            (
+                {"block_out_channels": (*widths, 16), "norm_num_groups": None} | PLAIN,
+                f"block_out_channels must give every norm .*, got {norm}",
+            )
+            for widths, norm in (((2, 16), "2 channels for 0 groups"), ((200, 16), "200 channels for 32 groups"))
+        ),
+        # What comes from below and its skip, in 20 + 32 // 4 groups.
+        ({"block_out_channels": (32, 32, 20), "norm_num_groups": None}, "got 52 channels for 28 groups"),
     ],
 )
 def test_unsupported_configuration(change, message):

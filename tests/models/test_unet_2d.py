@@ -114,6 +114,16 @@ def test_bfloat16_keeps_the_timestep_in_float32():
     assert_keeps_timestep_in_float32(pair("small")[1], sample_of, inputs("small"))
 
 
+def test_result_is_divided_by_the_timestep_itself():
+    ours, given = pair("fourier")[1].bfloat16(), inputs("fourier")
+    given["sample"] = given["sample"].bfloat16()
+    seen = []
+    ours.conv_out.register_forward_hook(lambda _, __, x: seen.append(x))
+    for timestep in (torch.tensor([3, 501, 999]), torch.tensor([0.3, 501.5, 999.9], dtype=torch.float64)):
+        result = sample_of(ours, given | {"timestep": timestep})
+        assert torch.equal(result, (seen.pop().double() / timestep[:, None, None, None]).bfloat16())
+
+
 def test_state_dict_of_old_attention_keys_loads():
     theirs, ours = pair("small")
     fresh = UNet2DModel(**SMALL).eval()
@@ -145,6 +155,16 @@ def test_sampling_takes_either_model():
         ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift.*'spatial'"),
         ({"norm_num_groups": 5}, "norm_num_groups must divide"),
         ({"norm_num_groups": None}, "norm_num_groups must divide"),
+        ({"block_out_channels": 16}, "block_out_channels must hold 1 or more positive integers, got 16"),
+        (
+            {"block_out_channels": (), "down_block_types": (), "up_block_types": ()},
+            "block_out_channels must hold 1 or more",
+        ),
+        ({"down_block_types": None}, "down_block_types must be a list, got None"),
+        ({"layers_per_block": 0}, "layers_per_block must be an integer of at least 1"),
+        ({"in_channels": 0}, "in_channels must be an integer of at least 1"),
+        ({"mid_block_scale_factor": 0}, "mid_block_scale_factor must be a number above 0"),
+        ({"dropout": 2}, r"dropout must lie in 0 \.\.\. 1"),
         ({"attention_head_dim": 5}, "attention_head_dim must divide"),
         ({"hidden_size": 5}, "no configuration key 'hidden_size'"),
     ],
