@@ -21,12 +21,14 @@ from fastdiff.pipelines.scheduler_config import ImageTokens, Plan, SchedulerConf
 from fastdiff.sampling import Guidance, PairedDenoiser, run_table, solver_table
 from fastdiff.sampling.denoiser import Denoiser, predicted, starting_noise
 from fastdiff.sampling.loop import AnyGuidance, Callback
+from fastdiff.sampling.schedule import Level
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
 OUTPUTS = ("pil", "tensor", "latent")
 MakeGuidance = Callable[[Denoiser], AnyGuidance]
+Scale = float | Callable[[Level], float]
 
 
 class PipelineOutput(NamedTuple):
@@ -169,9 +171,9 @@ class LatentDiffusionPipeline:
         sampler: str | None = None,
         schedule: str | None = None,
         sampler_options: Mapping[str, Any] | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: Scale | None = None,
         guidance_rescale: float = 0.0,
-        true_cfg_scale: float = 1.0,
+        true_cfg_scale: Scale = 1.0,
         guidance: AnyGuidance | MakeGuidance | None = None,
         seeds: Sequence[int] | None = None,
         latents: Tensor | None = None,
@@ -197,8 +199,9 @@ class LatentDiffusionPipeline:
             schedule: with `sampler`, where the steps lie, a name in :data:`fastdiff.sampling.SCHEDULES`; default that
                 of the sampler's authors, and for flows with the shift of the scheduler's configuration.
             sampler_options: options of the solver, and with `sampler` also of the schedule.
-            guidance_scale: of classifier-free guidance (arXiv:2207.12598), 1 is none; default diffusers'. A network
-                that is told it (FLUX, latent consistency models) is told it.
+            guidance_scale: of classifier-free guidance (arXiv:2207.12598), up to 1 is none; default diffusers'. Or a
+                function of the :class:`fastdiff.sampling.schedule.Level` that returns it. A network that is told it (FLUX,
+                latent consistency models) is told it.
             guidance_rescale: phi of arXiv:2305.08891, section 3.4.
             true_cfg_scale: the scale of classifier-free guidance for a network that is told a guidance scale, or FLUX.
             guidance: in place of `guidance_scale`: an object such as :class:`fastdiff.sampling.Guidance`, or a function
@@ -237,7 +240,9 @@ class LatentDiffusionPipeline:
             guidance_scale=told,
         )
         guide, make = (guidance, None) if isinstance(guidance, AnyGuidance) else (None, guidance)
-        condition, negative = conditions(self, request, cfg_scale != 1 if guidance is None else make is not None)
+        # A scale below 1 is none in diffusers, too: 0 is what the models of one step are published with.
+        guided = callable(cfg_scale) or cfg_scale > 1 if guidance is None else make is not None
+        condition, negative = conditions(self, request, guided)
         noise, seed_tensor, repeats = self._noise(request.count(self.family), size, seeds, latents)
         condition = condition.repeated(repeats)
         tokens = self.backbone.tokens(size)
@@ -260,8 +265,8 @@ class LatentDiffusionPipeline:
         return PipelineOutput(self._images(drawn, output), tuple(seed_tensor.tolist()))
 
     def _scales(
-        self, guidance_scale: float | None, true_cfg_scale: float, rescale: float, guidance: Any
-    ) -> tuple[float | None, float]:
+        self, guidance_scale: Scale | None, true_cfg_scale: Scale, rescale: float, guidance: Any
+    ) -> tuple[float | None, Scale]:
         """(what the network is told, the scale of classifier-free guidance)"""
         default, is_told = self.family.guidance_scale, self.family.distilled or self.backbone.embeds_guidance
         if guidance is not None and (rescale or true_cfg_scale != 1 or not (is_told or guidance_scale is None)):
@@ -275,6 +280,8 @@ class LatentDiffusionPipeline:
                     "guidance_scale must be None for a network that is told none (true_cfg_scale is that of "
                     f"classifier-free guidance), got {guidance_scale}"
                 )
+            if callable(guidance_scale):
+                raise ValueError(f"guidance_scale must be a number for a network that is told it, got {guidance_scale}")
             return default if guidance_scale is None else guidance_scale, true_cfg_scale
         if true_cfg_scale != 1:
             raise ValueError(

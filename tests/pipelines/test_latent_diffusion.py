@@ -129,6 +129,14 @@ def test_negative_embeddings_rescaled_guidance_and_another_size(tmp_path) -> Non
     assert_same(same, unguided)
 
 
+@pytest.mark.parametrize("scale", (0.0, 0.5))
+def test_scales_below_one_are_no_guidance(scale, stable_theirs, stable, flux) -> None:
+    latents, call = noise(1, 4, 16, 16), {"prompt": "a cat", "guidance_scale": scale}
+    assert_same(ours(stable, latents=latents, steps=3, **call), theirs(stable_theirs, latents, 3, **call))
+    call = {"prompt": "a cat", "steps": 2, "height": 32, "width": 32, "max_sequence_length": 8}
+    assert torch.equal(ours(flux, true_cfg_scale=scale, **call), ours(flux, **call))
+
+
 @pytest.mark.parametrize("zeros", (True, False))
 def test_stable_diffusion_xl(zeros, tmp_path) -> None:
     pipeline = tiny_pipelines.stable_diffusion_xl(force_zeros_for_empty_prompt=zeros)
@@ -216,8 +224,13 @@ def test_what_is_saved_opens_in_diffusers_and_here(kind, tmp_path, monkeypatch) 
 
 
 @pytest.fixture(scope="module")
-def stable(tmp_path_factory) -> LatentDiffusionPipeline:
-    return saved(tiny_pipelines.stable_diffusion(), tmp_path_factory.mktemp("stable"))
+def stable_theirs() -> Any:
+    return tiny_pipelines.stable_diffusion()
+
+
+@pytest.fixture(scope="module")
+def stable(stable_theirs, tmp_path_factory) -> LatentDiffusionPipeline:
+    return saved(stable_theirs, tmp_path_factory.mktemp("stable"))
 
 
 @pytest.fixture(scope="module")
@@ -381,6 +394,7 @@ TEXT = {"prompt": "a cat"}
         ("dit", {"class_labels": 3, "height": 34}, "height must be a positive multiple of 4, got 34"),
         ("flux", {"prompt_embeds": torch.zeros(1, 7, 24)}, "prompt_embeds and pooled_prompt_embeds must be given"),
         ("flux", TEXT | {"guidance": Guidance(run_table, 2), "true_cfg_scale": 2.0}, "must not be given beside"),
+        ("flux", TEXT | {"guidance_scale": lambda level: 2.0}, "guidance_scale must be a number for a network"),
         ("flux", TEXT | {"negative_prompt": "b"}, "negative_prompt must not be given without guidance"),
         ("flux", TEXT | {"height": 30}, "height must be a positive multiple of 4, got 30"),
     ],
