@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-INDEX_NAME = f"{WEIGHTS_NAME}.index.json"  # of weights that lie in several files
-WEIGHTS_PATTERN = "diffusion_pytorch_model*.safetensors*"  # all of these
+WEIGHTS_INDEX_NAME = f"{WEIGHTS_NAME}.index.json"  # of weights that lie in several files
+SHARD_PATTERN = "diffusion_pytorch_model-*-of-*.safetensors"  # these
+WEIGHTS_PATTERNS = [WEIGHTS_NAME, WEIGHTS_INDEX_NAME, SHARD_PATTERN]
 PICKLE_NAME = "diffusion_pytorch_model.bin"
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 
@@ -54,15 +55,26 @@ def read_weights(
 
 
 def _files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS_NAME).is_file() or not (folder / INDEX_NAME).is_file():
-        if not (folder / WEIGHTS_NAME).is_file() and (folder / PICKLE_NAME).is_file():
-            raise _pickle_error(folder / PICKLE_NAME, WEIGHTS_NAME)
+    """The index counts, if there is one, as it does for diffusers."""
+    if not (folder / WEIGHTS_INDEX_NAME).is_file():
+        if not (folder / WEIGHTS_NAME).is_file():
+            if (folder / PICKLE_NAME).is_file():
+                raise _pickle_error(folder / PICKLE_NAME, WEIGHTS_NAME)
+            if variants := sorted(path.name for path in folder.glob("diffusion_pytorch_model.*.safetensors")):
+                raise FileNotFoundError(f"there is no {WEIGHTS_NAME} in {folder}, only {', '.join(variants)}")
         return [folder / WEIGHTS_NAME]
-    weight_map = read_json(folder / INDEX_NAME).get("weight_map")
+    weight_map = read_json(folder / WEIGHTS_INDEX_NAME).get("weight_map")
     names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise ValueError(f"{folder / INDEX_NAME} must have a weight_map from keys to files of its folder")
+        raise ValueError(f"{folder / WEIGHTS_INDEX_NAME} must have a weight_map from keys to files of its folder")
     return [folder / name for name in sorted(names)]
+
+
+def remove_shards(folder: Path) -> None:
+    """Weights that lie in several files, and their index first: it counts more than a single file."""
+    (folder / WEIGHTS_INDEX_NAME).unlink(missing_ok=True)
+    for shard in folder.glob(SHARD_PATTERN):
+        shard.unlink()
 
 
 def read_head(path: Path) -> dict[str, StoredTensor]:

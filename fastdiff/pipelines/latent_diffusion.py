@@ -200,8 +200,8 @@ class LatentDiffusionPipeline:
                 of the sampler's authors, and for flows with the shift of the scheduler's configuration.
             sampler_options: options of the solver, and with `sampler` also of the schedule.
             guidance_scale: of classifier-free guidance (arXiv:2207.12598), up to 1 is none; default diffusers'. Or a
-                function of the :class:`fastdiff.sampling.schedule.Level` that returns it. A network that is told it (FLUX,
-                latent consistency models) is told it.
+                function of the :class:`fastdiff.sampling.schedule.Level` that returns it. A network that is told it
+                (FLUX, latent consistency models) is told it.
             guidance_rescale: phi of arXiv:2305.08891, section 3.4.
             true_cfg_scale: the scale of classifier-free guidance for a network that is told a guidance scale, or FLUX.
             guidance: in place of `guidance_scale`: an object such as :class:`fastdiff.sampling.Guidance`, or a function

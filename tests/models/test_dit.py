@@ -198,3 +198,11 @@ def test_unsupported_configuration(change, message) -> None:
 def test_wrong_inputs(change, message) -> None:
     with pytest.raises(ValueError, match=message):
         DiTTransformer2DModel(**SMALL)(**(inputs("small") | change))
+
+
+def test_configuration_that_diffusers_has_no_key_for(tmp_path, recwarn) -> None:
+    DiTTransformer2DModel(**SMALL).save_pretrained(tmp_path)
+    assert "freq_shift" not in (tmp_path / "config.json").read_text() and not recwarn.list
+    with pytest.warns(UserWarning, match="diffusers has no freq_shift .* computes something else"):
+        DiTTransformer2DModel(**SMALL, freq_shift=0).save_pretrained(tmp_path)
+    assert DiTTransformer2DModel.from_pretrained(tmp_path).config.freq_shift == 0
