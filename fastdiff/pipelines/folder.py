@@ -18,15 +18,10 @@ from fastdiff.models import AutoencoderKL, AutoencoderTiny
 from fastdiff.models.hub import find_folder
 from fastdiff.models.pretrained import CONFIG_NAME, PretrainedModel
 from fastdiff.models.weights import read_json
-from fastdiff.pipelines.families import Family, family_of, get_family
+from fastdiff.pipelines.families import AUTOENCODERS, TOKENIZERS, Family, class_of_part, family_of, get_family
 
 INDEX_NAME = "model_index.json"
 SCHEDULER_NAME = "scheduler/scheduler_config.json"
-AUTOENCODERS: dict[str, type[AutoencoderKL | AutoencoderTiny]] = {
-    "AutoencoderKL": AutoencoderKL,
-    "AutoencoderTiny": AutoencoderTiny,
-}
-TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
 # Of text encoders, in safetensors alone and not in a variant of another dtype; of tokenizers, everything but weights.
 _ENCODER_PATTERNS = ["config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 _TOKENIZER_PATTERNS = ["*.json", "*.txt", "*.model"]
@@ -143,7 +138,9 @@ def write(folder: Path, stored: Stored) -> None:
     for name in family.text_encoders:
         for entry in (name, name.replace("text_encoder", "tokenizer")):
             text_part = stored.text_parts.get(entry)
-            entries[entry] = [None, None] if text_part is None else ["transformers", type(text_part).__name__]
+            entries[entry] = (
+                [None, None] if text_part is None else ["transformers", class_of_part(family, entry, text_part)]
+            )
     entries |= {"vae": ["diffusers", type(stored.vae).__name__], part: ["diffusers", type(stored.network).__name__]}
     entries |= {"scheduler": ["diffusers", stored.scheduler["_class_name"]]}
     _write_json(folder / INDEX_NAME, {"_class_name": family.name, **stored.settings, **entries})

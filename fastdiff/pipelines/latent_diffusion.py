@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,8 +15,8 @@ from fastdiff.models import AutoencoderKL, AutoencoderTiny
 from fastdiff.models.pretrained import PretrainedModel
 from fastdiff.pipelines import folder as pipeline_folder
 from fastdiff.pipelines.backbones import Condition
-from fastdiff.pipelines.conditioning import Request, conditions
-from fastdiff.pipelines.families import family_of
+from fastdiff.pipelines.conditioning import Request, conditions, require_integer
+from fastdiff.pipelines.families import class_of_part, family_of, require_autoencoder
 from fastdiff.pipelines.scheduler_config import ImageTokens, Plan, SchedulerConfig
 from fastdiff.sampling import Guidance, PairedDenoiser, run_table, solver_table
 from fastdiff.sampling.denoiser import Denoiser, predicted, starting_noise
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 OUTPUTS = ("pil", "tensor", "latent")
 MakeGuidance = Callable[[Denoiser], AnyGuidance]
+_GUIDANCES = "Guidance, ProjectedGuidance or ClassifierGuidance"
 Scale = float | Callable[[Level], float]
 
 
@@ -45,6 +46,7 @@ class LatentDiffusionPipeline:
     StableDiffusion3Pipeline and FluxPipeline without diffusers, and draws what that draws from the same latents. Text
     encoders and tokenizers are those of transformers (``pip install 'fastdiff[pipelines]'``), and are not needed where
     there is a class, or embeddings are given. Safety checkers, and all else that looks at images, are left out.
+    All models are put in evaluation mode.
 
     Args:
         vae: an :class:`fastdiff.models.AutoencoderKL` or :class:`fastdiff.models.AutoencoderTiny`.
@@ -71,6 +73,7 @@ class LatentDiffusionPipeline:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.family = family = family_of(backbone)
+        require_autoencoder(vae)
         self.vae, self.backbone = vae, family.backbone(backbone)
         for network in (vae, backbone) if family.backbone.part == "unet" else (vae,):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -86,6 +89,10 @@ class LatentDiffusionPipeline:
                 raise ValueError(f"{argument} must have one entry for each of {names}, or none, got {len(parts)}")
             present = zip(names, parts, strict=False)
             self.text_parts |= {name: part for name, part in present if part is not None}
+        for name, part in self.text_parts.items():
+            class_of_part(family, name, part)
+        for model in self._models:
+            model.eval()  # in training mode labels and activations are dropped at random
         if self.backbone.latent_channels != vae.config.latent_channels:
             raise ValueError(
                 f"backbone must work on the {vae.config.latent_channels} latent channels of the vae, got a network "
@@ -145,10 +152,14 @@ class LatentDiffusionPipeline:
 
     def to(self, device: torch.device | str) -> Self:
         """Move all parts to a device."""
-        encoders = [part for part in self.text_parts.values() if isinstance(part, torch.nn.Module)]
-        for part in (self.vae, self.backbone.network, *encoders):
-            part.to(device)
+        for model in self._models:
+            model.to(device)
         return self
+
+    @property
+    def _models(self) -> list[torch.nn.Module]:
+        encoders = [part for part in self.text_parts.values() if isinstance(part, torch.nn.Module)]
+        return [self.vae, self.backbone.network, *encoders]
 
     @torch.no_grad()
     def __call__(
@@ -221,6 +232,10 @@ class LatentDiffusionPipeline:
         """
         if output not in OUTPUTS:
             raise ValueError(f"output must be one of {list(OUTPUTS)}, got {output!r}")
+        if guidance is not None and not (isinstance(guidance, AnyGuidance) or callable(guidance)):
+            raise ValueError(
+                f"guidance must be an object of {_GUIDANCES}, or a function that makes one, got {guidance!r}"
+            )
         size = self._latent_size(height, width)
         factor = self.vae.spatial_scale_factor
         told, cfg_scale = self._scales(guidance_scale, true_cfg_scale, guidance_rescale, guidance)
@@ -242,15 +257,18 @@ class LatentDiffusionPipeline:
         guide, make = (guidance, None) if isinstance(guidance, AnyGuidance) else (None, guidance)
         # A scale below 1 is none in diffusers, too: 0 is what the models of one step are published with.
         guided = callable(cfg_scale) or cfg_scale > 1 if guidance is None else make is not None
-        condition, negative = conditions(self, request, guided)
+        # What is cheap to find wrong comes before the text encoders.
+        request.check(self.family, guided)
         noise, seed_tensor, repeats = self._noise(request.count(self.family), size, seeds, latents)
+        plan = self._plan(self.backbone.tokens(size), steps, sampler, schedule, sampler_options)
+        condition, negative = conditions(self, request, guided)
         condition = condition.repeated(repeats)
-        tokens = self.backbone.tokens(size)
-        plan = self._plan(tokens, steps, sampler, schedule, sampler_options)
         denoiser = self.backbone.denoiser(condition, size)
         if negative is not None:
             weaker = self._weaker(condition, negative.repeated(repeats), size)
             guide = Guidance(weaker, cfg_scale, guidance_rescale) if make is None else make(weaker)
+            if not isinstance(guide, AnyGuidance):
+                raise ValueError(f"guidance must return an object of {_GUIDANCES}, got {guide!r}")
         states = run_table(
             plan.table,
             denoiser,
@@ -299,7 +317,7 @@ class LatentDiffusionPipeline:
                 if trained is None:
                     raise ValueError(f"{name} must be given, since the network does not say its sample_size")
                 pixels = trained * factor
-            if pixels < multiple or pixels % multiple:
+            if require_integer(name, pixels) < multiple or pixels % multiple:
                 raise ValueError(f"{name} must be a positive multiple of {multiple}, got {pixels}")
             sizes.append(pixels // factor)
         return sizes[0], sizes[1]
@@ -309,6 +327,10 @@ class LatentDiffusionPipeline:
     ) -> tuple[Tensor, Tensor, int]:
         """Noise (N, C, h, w) in float32, seeds (N,), and how many images there are of each prompt."""
         shape = self.backbone.latent_channels, *size
+        if seeds is not None:
+            if not isinstance(seeds, Iterable):
+                raise ValueError(f"seeds must be a sequence of integers, one for each image, got {seeds!r}")
+            seeds = [require_integer("seeds", seed) for seed in seeds]
         images = len(latents) if latents is not None else len(seeds) if seeds is not None else count
         argument = "latents" if latents is not None else "seeds"
         if images % count or not images:
@@ -330,7 +352,20 @@ class LatentDiffusionPipeline:
         schedule: str | None,
         options: Mapping[str, Any] | None,
     ) -> Plan:
-        steps = self.family.steps if steps is None else steps
+        steps = self.family.steps if steps is None else require_integer("steps", steps)
+        try:
+            return self._plan_for(tokens, steps, sampler, schedule, options)
+        except TypeError as error:  # of a value within the options
+            raise ValueError(f"sampler_options must fit the sampler, got {options!r}: {error}") from error
+
+    def _plan_for(
+        self,
+        tokens: ImageTokens,
+        steps: int,
+        sampler: str | None,
+        schedule: str | None,
+        options: Mapping[str, Any] | None,
+    ) -> Plan:
         if sampler is None:
             if schedule is not None:
                 raise ValueError(f"schedule must be None without a sampler, got {schedule!r}")
@@ -354,7 +389,7 @@ class LatentDiffusionPipeline:
     def _images(self, latents: Tensor, output: str) -> list[Image.Image] | Tensor:
         if output == "latent":
             return latents
-        latents = self.vae.denormalize_latents(latents).to(self.vae.dtype)
+        latents = self.vae.denormalize_latents(latents).to(self.vae.device, self.vae.dtype)
         decoded = self.vae.decode(latents.contiguous(memory_format=torch.channels_last)).sample
         images = (decoded.float() / 2 + 0.5).clamp(0, 1)
         if output == "tensor":
