@@ -42,6 +42,12 @@ class Family:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Other entries of the index, and what diffusers takes where they are missing."""
 
+    @property
+    def text_parts(self) -> dict[str, tuple[str, ...]]:
+        """Names of text encoders and tokenizers, and what classes of transformers each may be."""
+        encoders = {name: (wanted,) for name, wanted in self.text_encoders.items()}
+        return encoders | {name.replace("text_encoder", "tokenizer"): TOKENIZERS for name in encoders}
+
 
 _CLIP, _PROJECTED, _T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
 
@@ -98,7 +104,7 @@ FAMILIES: dict[str, Family] = {
 
 def get_family(name: Any) -> Family:
     """The entry of :data:`FAMILIES`; ValueError with the known names if there is none."""
-    if name not in FAMILIES:
+    if name not in list(FAMILIES):  # a list, as a name from a file may be what no dict takes
         raise ValueError(f"the pipeline's class must be one of {list(FAMILIES)}, got {name!r}")
     return FAMILIES[name]
 
@@ -126,7 +132,7 @@ def class_of_part(family: Family, name: str, part: Any) -> str:
     Raises:
         ValueError: it is none.
     """
-    allowed = (family.text_encoders[name],) if name in family.text_encoders else TOKENIZERS
+    allowed = family.text_parts[name]
     for base in type(part).__mro__:
         if base.__name__ in allowed and base.__module__.startswith("transformers."):
             return base.__name__

@@ -19,6 +19,7 @@ import diffusers  # noqa: E402
 import tiny_pipelines  # noqa: E402
 import transformers  # noqa: E402
 from PIL import Image  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from fastdiff.models import UNet2DModel, hub  # noqa: E402
 from fastdiff.pipelines import LatentDiffusionPipeline  # noqa: E402
@@ -551,7 +552,10 @@ def edit(path: Path, **values: Any) -> None:
         ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "has another U-Net"),
         ("model_index.json", {"vae": ["diffusers", "VQModel"]}, "vae must be one of .* got 'VQModel'"),
         ("model_index.json", {"unet": ["mine", "MyUNet"]}, "unet must be a UNet2DConditionModel, got 'MyUNet'"),
-        ("model_index.json", {"text_encoder": ["transformers", "BertModel"]}, "text_encoder must be a CLIPTextModel"),
+        ("model_index.json", {"text_encoder": ["transformers", "BertModel"]}, "text_encoder must be one of .*CLIPText"),
+        ("model_index.json", {"text_encoder": ["transformers", ["a"]]}, r"text_encoder must be one of .* got \['a'\]"),
+        ("model_index.json", {"vae": ["diffusers", {}]}, "vae must be one of .* got {}"),
+        ("model_index.json", {"_class_name": []}, r"must be one of .*FluxPipeline.* got \[\]"),
         ("model_index.json", {"tokenizer": ["mine", "My"]}, "tokenizer must be one of .* got 'My'"),
         ("scheduler/scheduler_config.json", {"_class_name": "KDPM2"}, "_class_name must be one of .* got 'KDPM2'"),
         ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "trained_betas must be one of"),
@@ -559,19 +563,68 @@ def edit(path: Path, **values: Any) -> None:
 )
 def test_folders_that_are_not_understood(folder, file, values, message) -> None:
     edit(folder / file, **values)
+    if "another U-Net" not in message:  # which only its own configuration tells
+        for weights in folder.rglob("*.safetensors"):
+            weights.unlink()
     with pytest.raises(ValueError, match=message):
         LatentDiffusionPipeline.from_pretrained(folder)
 
 
-def test_files_that_are_missing(folder) -> None:
-    (folder / "text_encoder/model.safetensors").unlink()
-    with pytest.raises((FileNotFoundError, OSError), match="model.safetensors"):
+def test_damaged_weights_of_a_text_encoder(folder) -> None:
+    path = folder / "text_encoder/model.safetensors"
+    tensors = load_file(path)
+    (name,) = (key for key in tensors if key.endswith("final_layer_norm.weight"))
+    save_file({key: value for key, value in tensors.items() if key != name}, path, {"format": "pt"})
+    # It would be drawn at random.
+    with pytest.raises(ValueError, match="lack .*final_layer_norm.weight of a CLIPTextModel"):
         LatentDiffusionPipeline.from_pretrained(folder)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="text_encoder cannot be opened"):
+        LatentDiffusionPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "error", "message"),
+    [
+        ("text_encoder/config.json", "{", ValueError, "is not valid JSON"),
+        ("text_encoder/config.json", '{"hidden_size": "a"}', ValueError, "text_encoder cannot be opened"),
+        ("text_encoder/config.json", None, FileNotFoundError, "there is no config.json in .*text_encoder"),
+        ("text_encoder/model.safetensors", None, FileNotFoundError, "there is no model.safetensors in .*text_encoder"),
+        ("tokenizer/tokenizer.json", "{}", ValueError, "tokenizer cannot be opened"),
+        ("tokenizer/tokenizer.json", None, FileNotFoundError, "there is no vocabulary in .*tokenizer: tokenizer.json,"),
+    ],
+)
+def test_text_parts_that_do_not_open(file, content, error, message, folder) -> None:
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(error, match=message):
+        LatentDiffusionPipeline.from_pretrained(folder)
+
+
+def test_files_that_are_missing(folder) -> None:
     (folder / "model_index.json").unlink()
     with pytest.raises(FileNotFoundError, match="there is no model_index.json"):
         LatentDiffusionPipeline.from_pretrained(folder)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         LatentDiffusionPipeline.from_pretrained(folder / "nowhere")
+
+
+def test_saving_replaces_all_weights_of_a_text_encoder(stable, folder) -> None:
+    encoder = folder / "text_encoder"
+    names = sorted(path.name for path in encoder.iterdir())
+    (encoder / "model.safetensors").rename(encoder / "model-00001-of-00001.safetensors")
+    (encoder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+    (encoder / ".saving").mkdir()  # as a killed process leaves it
+    stable.save_pretrained(folder)
+    assert sorted(path.name for path in encoder.iterdir()) == names
+
+
+def test_what_cannot_be_saved_leaves_the_pipeline_that_was_there(stable, folder, monkeypatch) -> None:
+    monkeypatch.setitem(stable.settings, "requires_safety_checker", object())
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        stable.save_pretrained(folder)
+    LatentDiffusionPipeline.from_pretrained(folder)
 
 
 def test_saving_that_is_cut_short_leaves_no_pipeline(stable, folder, monkeypatch) -> None:
@@ -603,8 +656,21 @@ def test_from_the_hub(folder, stable, monkeypatch) -> None:
     wanted: list[str] = []
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     opened = LatentDiffusionPipeline.from_pretrained("someone/something", revision="v2")
-    assert set(asked) == {("someone/something", "v2")}
+    assert asked == [("someone/something", "v2")] * 2
     present = [path.relative_to(folder) for path in folder.rglob("*.*") if path.is_file()]
     assert all(any(path.match(pattern) for pattern in wanted) for path in present)
     assert not any(Path("safety_checker/model.safetensors").match(pattern) for pattern in wanted)
+    assert not any(Path("text_encoder/model.fp16.safetensors").match(pattern) for pattern in wanted)
     assert torch.equal(ours(opened, prompt="a cat", steps=1), ours(stable, prompt="a cat", steps=1))
+
+
+def test_all_parts_are_of_the_commit_of_the_index(folder, tmp_path_factory, monkeypatch) -> None:
+    snapshot = tmp_path_factory.mktemp("hub") / "snapshots" / ("a1" * 20)
+    snapshot.parent.mkdir()
+    snapshot.symlink_to(folder)
+    asked: list[str | None] = []
+    monkeypatch.setattr(
+        hub, "snapshot_download", lambda _, revision, allow_patterns: asked.append(revision) or str(snapshot)
+    )
+    LatentDiffusionPipeline.from_pretrained("someone/something")
+    assert asked == [None, "a1" * 20]
