@@ -62,10 +62,10 @@ def weight_files(folder: Path, name: str = WEIGHTS_NAME) -> list[Path]:
     index, stem = folder / f"{name}{INDEX_SUFFIX}", name.removesuffix(".safetensors")
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
-        names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else []
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise ValueError(f"{index} must have a weight_map from keys to files of its folder")
-        files = [folder / name for name in sorted(names)]
+        files = [folder / name for name in sorted(set(names))]
     elif (folder / name).is_file():
         files = [folder / name]
     elif (folder / f"{stem}.bin").is_file():

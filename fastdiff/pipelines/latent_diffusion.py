@@ -355,7 +355,9 @@ class LatentDiffusionPipeline:
         steps = self.family.steps if steps is None else require_integer("steps", steps)
         try:
             return self._plan_for(tokens, steps, sampler, schedule, options)
-        except TypeError as error:  # of a value within the options
+        except TypeError as error:
+            if not options:
+                raise
             raise ValueError(f"sampler_options must fit the sampler, got {options!r}: {error}") from error
 
     def _plan_for(

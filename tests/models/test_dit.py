@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import model_parity as parity
 import pytest
 import torch
@@ -158,7 +160,8 @@ def test_damaged_index_of_shards(tmp_path) -> None:
     theirs, _ = pair("small")
     theirs.save_pretrained(tmp_path, max_shard_size="20KB")
     index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
-    for damaged in ('{"weight_map": {}}', '{"weight_map": ["a"]}', '{"weight_map": {"a": "../b.safetensors"}}', "{}"):
+    damaged_maps = ({}, ["a"], {"a": "../b.safetensors"}, {"a": ["b.safetensors"]}, None)
+    for damaged in (json.dumps({"weight_map": value}) for value in damaged_maps):
         content = index.read_text()
         index.write_text(damaged)
         with pytest.raises(ValueError, match="index.json must have a weight_map from keys to files of its folder"):
