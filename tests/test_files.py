@@ -8,7 +8,7 @@ import time
 import pytest
 
 from fastdiff import _files
-from fastdiff._files import atomic_write
+from fastdiff._files import atomic_write, replacing
 
 # Loads the file by its path: the subprocess needs nothing else of the package.
 WRITER = """
@@ -40,6 +40,18 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, cal
     with pytest.raises(OSError, match="no space left"):
         atomic_write(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_files_that_belong_together_are_replaced_together(tmp_path):
+    paths = tmp_path / "first", tmp_path / "second"
+    with replacing(*paths) as temporaries:
+        for number, temporary in enumerate(temporaries):
+            temporary.write_bytes(bytes([number]))
+        assert not any(path.exists() for path in paths)
+    with pytest.raises(ZeroDivisionError), replacing(*paths) as (temporary, _):
+        temporary.write_bytes(b"new")
+        raise ZeroDivisionError
+    assert [path.read_bytes() for path in paths] == [b"\0", b"\1"] and sorted(tmp_path.iterdir()) == list(paths)
 
 
 def test_content_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -43,7 +44,8 @@ class DiTTransformer2DConfig:
     """The configuration of :class:`DiTTransformer2DModel`: diffusers' keys, defaults and meanings, and one key more.
 
     ``freq_shift`` is 1 in diffusers, which has no such key, and 0 in the original code: the raw embedding of a timestep
-    has frequencies 10000 ** (-i / (128 - freq_shift)), which is another one altogether for large timesteps.
+    has frequencies 10000 ** (-i / (128 - freq_shift)), which is another one altogether for large timesteps. It is saved
+    only where it is 0, with a warning that diffusers will compute something else.
     ``norm_num_groups`` and ``upcast_attention`` are read and change nothing: there is no group norm, and scores are
     float32 in any case.
 
@@ -115,6 +117,17 @@ class DiTTransformer2DModel(PretrainedModel):
         """The configuration from its keys; those of a ``Transformer2DModel`` may be there where they are left unset."""
         unused = {key for key, unset in _FORMER_KEYS.items() if values.get(key, unset) in (unset, None)}
         return super().parse_config({key: value for key, value in values.items() if key not in unused})
+
+    def _config_to_save(self) -> dict[str, Any]:
+        values = super()._config_to_save()
+        if values["freq_shift"] == 1:
+            del values["freq_shift"]
+        else:
+            warnings.warn(
+                "diffusers has no freq_shift and embeds timesteps as with 1: it computes something else than this",
+                stacklevel=3,
+            )
+        return values
 
     def forward(
         self,

@@ -14,17 +14,18 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fastdiff._files import atomic_write
+from fastdiff._files import replacing
 from fastdiff.models.exact_buffers import exact_names
 from fastdiff.models.hub import find_folder
 from fastdiff.models.single_file import convert, find_part, infer_config
 from fastdiff.models.weights import (
     WEIGHTS_NAME,
-    WEIGHTS_PATTERN,
+    WEIGHTS_PATTERNS,
     read_head,
     read_json,
     read_tensors,
     read_weights,
+    remove_shards,
 )
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class PretrainedModel(nn.Module):
             FileNotFoundError: there is no such model, or one of its files is missing.
             ValueError: a file is damaged, the weights are not those of the configuration, or they are a pickle.
         """
-        folder = find_folder(folder_or_id, [CONFIG_NAME, WEIGHTS_PATTERN], subfolder, revision)
+        folder = find_folder(folder_or_id, [CONFIG_NAME, *WEIGHTS_PATTERNS], subfolder, revision)
         config = read_json(folder / CONFIG_NAME)
         if config.get("_class_name", cls.__name__) not in (cls.__name__, *cls.former_class_names):
             raise ValueError(f"{folder / CONFIG_NAME} is of a {config['_class_name']}, not of a {cls.__name__}")
@@ -169,15 +170,23 @@ class PretrainedModel(nn.Module):
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
-        """Write the configuration and the weights (in `dtype`; None: as they are) to `folder`, which is created."""
+        """Write the configuration and the weights (in `dtype`; None: as they are) to `folder`, which is created.
+
+        A model that is there already stays as it was if the writing fails.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"_class_name": type(self).__name__, **dataclasses.asdict(self.config)}
+        config = {"_class_name": type(self).__name__, **self._config_to_save()}
         exact = set(exact_names(self))
         state = {
             key: value.detach().to("cpu", None if key in exact else dtype).contiguous()
             for key, value in self.state_dict().items()
         }
-        atomic_write(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
-        # "format" is what transformers and diffusers ask for.
-        atomic_write(folder / WEIGHTS_NAME, safetensors.torch.save(state, metadata={"format": "pt"}))
+        with replacing(folder / CONFIG_NAME, folder / WEIGHTS_NAME) as (config_file, weights_file):
+            config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            # "format" is what transformers and diffusers ask for.
+            safetensors.torch.save_file(state, weights_file, metadata={"format": "pt"})
+        remove_shards(folder)
+
+    def _config_to_save(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.config)

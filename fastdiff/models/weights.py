@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-INDEX_NAME = f"{WEIGHTS_NAME}.index.json"  # of weights that lie in several files
-WEIGHTS_PATTERN = "diffusion_pytorch_model*.safetensors*"  # all of these
-PICKLE_NAME = "diffusion_pytorch_model.bin"
+INDEX_SUFFIX = ".index.json"  # of weights that lie in several files
+WEIGHTS_INDEX_NAME = f"{WEIGHTS_NAME}{INDEX_SUFFIX}"
+SHARD_PATTERN = "diffusion_pytorch_model-*-of-*.safetensors"  # these
+WEIGHTS_PATTERNS = [WEIGHTS_NAME, WEIGHTS_INDEX_NAME, SHARD_PATTERN]
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -46,23 +47,43 @@ def read_weights(
         ValueError: a file is damaged, or the weights are there as a pickle only.
     """
     state = {}
-    for path in _files(folder):
+    for path in weight_files(folder):
         for name, stored in read_tensors(path):
             is_cast = stored.is_floating_point() and name not in exact
             state[name] = stored.to(device, dtype if is_cast else None)
     return state
 
 
-def _files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS_NAME).is_file() or not (folder / INDEX_NAME).is_file():
-        if not (folder / WEIGHTS_NAME).is_file() and (folder / PICKLE_NAME).is_file():
-            raise _pickle_error(folder / PICKLE_NAME, WEIGHTS_NAME)
-        return [folder / WEIGHTS_NAME]
-    weight_map = read_json(folder / INDEX_NAME).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise ValueError(f"{folder / INDEX_NAME} must have a weight_map from keys to files of its folder")
-    return [folder / name for name in sorted(names)]
+def weight_files(folder: Path, name: str = WEIGHTS_NAME) -> list[Path]:
+    """The file of weights of this name or those in its index, which counts if it is there, as it does for diffusers.
+
+    Raises as :func:`read_weights` does.
+    """
+    index, stem = folder / f"{name}{INDEX_SUFFIX}", name.removesuffix(".safetensors")
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError(f"{index} must have a weight_map from keys to files of its folder")
+        files = [folder / name for name in sorted(set(names))]
+    elif (folder / name).is_file():
+        files = [folder / name]
+    elif (folder / f"{stem}.bin").is_file():
+        raise _pickle_error(folder / f"{stem}.bin", name)
+    elif variants := sorted(path.name for path in folder.glob(f"{stem}.*.safetensors")):
+        raise FileNotFoundError(f"there is no {name} in {folder}, only {', '.join(variants)}")
+    else:
+        files = [folder / name]
+    for path in files:
+        _require_file(path)
+    return files
+
+
+def remove_shards(folder: Path) -> None:
+    """Weights that lie in several files, and their index first: it counts more than a single file."""
+    (folder / WEIGHTS_INDEX_NAME).unlink(missing_ok=True)
+    for shard in folder.glob(SHARD_PATTERN):
+        shard.unlink()
 
 
 def read_head(path: Path) -> dict[str, StoredTensor]:

@@ -202,7 +202,9 @@ class Flux(Backbone):
         axes = (torch.zeros(1), torch.arange(size[0] // 2), torch.arange(size[1] // 2))
         image_ids = torch.cartesian_prod(*(axis.float() for axis in axes)).to(flux.device)
         text_ids = torch.zeros(text.shape[1], 3, device=flux.device)
-        scale = condition.guidance_scale if self.embeds_guidance else None
+        scale = None
+        if self.embeds_guidance and condition.guidance_scale is not None:
+            scale = torch.tensor([condition.guidance_scale], device=flux.device)
 
         def denoise(x: Tensor, timestep: Tensor) -> Tensor:
             return flux(x.to(flux.dtype), text, pooled, timestep / 1000, image_ids, text_ids, guidance=scale).sample

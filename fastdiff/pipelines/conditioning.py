@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -51,8 +52,8 @@ class Request:
             return len(self.labels)
         return len(self.prompts) if self.prompt_embeds is None else len(self.prompt_embeds)
 
-    def check(self, family: Family) -> None:
-        """ValueError for what this family has no use for, or needs."""
+    def check(self, family: Family, guided: bool) -> None:
+        """ValueError for what this family has no use for, or needs, and for a negative without guidance."""
         pooled = ["pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
         texts = ["prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds"]
         unused = texts if family.encode is None else ["class_labels"]
@@ -65,6 +66,7 @@ class Request:
         for name in unused:
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} must not be given to a {family.name}, got {_shown(getattr(self, name))}")
+        self._check_values(guided)
         if family.encode is None:
             if self.class_labels is None:
                 raise ValueError(f"class_labels must be given to a {family.name}, got None")
@@ -76,6 +78,19 @@ class Request:
         if family.encode is not None:
             self._check_embeds(family, "")
             self._check_embeds(family, "negative_")
+
+    def _check_values(self, guided: bool) -> None:
+        for name in ("prompt", "negative_prompt"):
+            texts = getattr(self, name)
+            is_texts = isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts)
+            if texts is not None and not is_texts:
+                raise ValueError(f"{name} must be a text or a sequence of texts, got {texts!r}")
+        for name in ("negative_prompt", "negative_prompt_embeds"):
+            if not guided and getattr(self, name) is not None:
+                raise ValueError(f"{name} must not be given without guidance, got {_shown(getattr(self, name))}")
+        length = self.max_sequence_length
+        if length is not None and require_integer("max_sequence_length", length) < 1:
+            raise ValueError(f"max_sequence_length must be at least 1, got {length}")
 
     def _check_embeds(self, family: Family, which: str) -> None:
         """That texts come as a prompt, or as embeddings with all that belongs to them."""
@@ -90,18 +105,12 @@ class Request:
 
 
 def conditions(pipeline: LatentDiffusionPipeline, request: Request, guided: bool) -> tuple[Condition, Condition | None]:
-    """The condition of each prompt or class and, for guidance, that of its negative.
+    """The condition of each prompt or class and, for guidance, that of its negative. The request has been checked.
 
     Raises:
-        ValueError: what does not fit the pipeline, or a negative that is given without guidance.
+        ValueError: what does not fit the pipeline.
     """
-    family = pipeline.family
-    request.check(family)
-    negatives = ("negative_prompt", "negative_prompt_embeds")
-    for name in negatives:
-        if not guided and getattr(request, name) is not None:
-            raise ValueError(f"{name} must not be given without guidance, got {_shown(getattr(request, name))}")
-    if family.encode is None:
+    if pipeline.family.encode is None:
         return _classes(pipeline, request, guided)
     encoding = _encoding(pipeline, request, "", request.prompts)
     positive = _text_condition(pipeline, request, encoding)
@@ -135,7 +144,10 @@ def _encoding(pipeline: LatentDiffusionPipeline, request: Request, which: str, p
         return TextEncoding(embeds, pooled)
     assert pipeline.family.encode is not None
     channels = getattr(pipeline.backbone.network.config, "joint_attention_dim", 0)
-    return pipeline.family.encode(pipeline.text_parts, prompts, request.max_sequence_length, channels)
+    distinct = list(dict.fromkeys(prompts))
+    encoded = pipeline.family.encode(pipeline.text_parts, distinct, request.max_sequence_length, channels)
+    rows = [distinct.index(prompt) for prompt in prompts]
+    return TextEncoding(encoded.text[rows], None if encoded.pooled is None else encoded.pooled[rows])
 
 
 def _negative(pipeline: LatentDiffusionPipeline, request: Request, encoding: TextEncoding) -> TextEncoding:
@@ -164,6 +176,13 @@ def _text_condition(pipeline: LatentDiffusionPipeline, request: Request, encodin
         numbers = [float(number) for pair in told for number in pair]
         time_ids = torch.tensor(numbers, device=network.device).expand(len(text), -1)
     return Condition(text, pooled, time_ids, guidance_scale=request.guidance_scale)
+
+
+def require_integer(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, got {value!r}") from None
 
 
 def _shown(value: object) -> str:

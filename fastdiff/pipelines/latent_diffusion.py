@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,18 +15,21 @@ from fastdiff.models import AutoencoderKL, AutoencoderTiny
 from fastdiff.models.pretrained import PretrainedModel
 from fastdiff.pipelines import folder as pipeline_folder
 from fastdiff.pipelines.backbones import Condition
-from fastdiff.pipelines.conditioning import Request, conditions
-from fastdiff.pipelines.families import family_of
+from fastdiff.pipelines.conditioning import Request, conditions, require_integer
+from fastdiff.pipelines.families import class_of_part, family_of, require_autoencoder
 from fastdiff.pipelines.scheduler_config import ImageTokens, Plan, SchedulerConfig
 from fastdiff.sampling import Guidance, PairedDenoiser, run_table, solver_table
 from fastdiff.sampling.denoiser import Denoiser, predicted, starting_noise
 from fastdiff.sampling.loop import AnyGuidance, Callback
+from fastdiff.sampling.schedule import Level
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
 OUTPUTS = ("pil", "tensor", "latent")
 MakeGuidance = Callable[[Denoiser], AnyGuidance]
+_GUIDANCES = "Guidance, ProjectedGuidance or ClassifierGuidance"
+Scale = float | Callable[[Level], float]
 
 
 class PipelineOutput(NamedTuple):
@@ -43,6 +46,7 @@ class LatentDiffusionPipeline:
     StableDiffusion3Pipeline and FluxPipeline without diffusers, and draws what that draws from the same latents. Text
     encoders and tokenizers are those of transformers (``pip install 'fastdiff[pipelines]'``), and are not needed where
     there is a class, or embeddings are given. Safety checkers, and all else that looks at images, are left out.
+    All models are put in evaluation mode.
 
     Args:
         vae: an :class:`fastdiff.models.AutoencoderKL` or :class:`fastdiff.models.AutoencoderTiny`.
@@ -69,6 +73,7 @@ class LatentDiffusionPipeline:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.family = family = family_of(backbone)
+        require_autoencoder(vae)
         self.vae, self.backbone = vae, family.backbone(backbone)
         for network in (vae, backbone) if family.backbone.part == "unet" else (vae,):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -84,6 +89,10 @@ class LatentDiffusionPipeline:
                 raise ValueError(f"{argument} must have one entry for each of {names}, or none, got {len(parts)}")
             present = zip(names, parts, strict=False)
             self.text_parts |= {name: part for name, part in present if part is not None}
+        for name, part in self.text_parts.items():
+            class_of_part(family, name, part)
+        for model in self._models:
+            model.eval()  # in training mode labels and activations are dropped at random
         if self.backbone.latent_channels != vae.config.latent_channels:
             raise ValueError(
                 f"backbone must work on the {vae.config.latent_channels} latent channels of the vae, got a network "
@@ -143,10 +152,14 @@ class LatentDiffusionPipeline:
 
     def to(self, device: torch.device | str) -> Self:
         """Move all parts to a device."""
-        encoders = [part for part in self.text_parts.values() if isinstance(part, torch.nn.Module)]
-        for part in (self.vae, self.backbone.network, *encoders):
-            part.to(device)
+        for model in self._models:
+            model.to(device)
         return self
+
+    @property
+    def _models(self) -> list[torch.nn.Module]:
+        encoders = [part for part in self.text_parts.values() if isinstance(part, torch.nn.Module)]
+        return [self.vae, self.backbone.network, *encoders]
 
     @torch.no_grad()
     def __call__(
@@ -169,9 +182,9 @@ class LatentDiffusionPipeline:
         sampler: str | None = None,
         schedule: str | None = None,
         sampler_options: Mapping[str, Any] | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: Scale | None = None,
         guidance_rescale: float = 0.0,
-        true_cfg_scale: float = 1.0,
+        true_cfg_scale: Scale = 1.0,
         guidance: AnyGuidance | MakeGuidance | None = None,
         seeds: Sequence[int] | None = None,
         latents: Tensor | None = None,
@@ -197,8 +210,9 @@ class LatentDiffusionPipeline:
             schedule: with `sampler`, where the steps lie, a name in :data:`fastdiff.sampling.SCHEDULES`; default that
                 of the sampler's authors, and for flows with the shift of the scheduler's configuration.
             sampler_options: options of the solver, and with `sampler` also of the schedule.
-            guidance_scale: of classifier-free guidance (arXiv:2207.12598), 1 is none; default diffusers'. A network
-                that is told it (FLUX, latent consistency models) is told it.
+            guidance_scale: of classifier-free guidance (arXiv:2207.12598), up to 1 is none; default diffusers'. Or a
+                function of the :class:`fastdiff.sampling.schedule.Level` that returns it. A network that is told it
+                (FLUX, latent consistency models) is told it.
             guidance_rescale: phi of arXiv:2305.08891, section 3.4.
             true_cfg_scale: the scale of classifier-free guidance for a network that is told a guidance scale, or FLUX.
             guidance: in place of `guidance_scale`: an object such as :class:`fastdiff.sampling.Guidance`, or a function
@@ -218,6 +232,10 @@ class LatentDiffusionPipeline:
         """
         if output not in OUTPUTS:
             raise ValueError(f"output must be one of {list(OUTPUTS)}, got {output!r}")
+        if guidance is not None and not (isinstance(guidance, AnyGuidance) or callable(guidance)):
+            raise ValueError(
+                f"guidance must be an object of {_GUIDANCES}, or a function that makes one, got {guidance!r}"
+            )
         size = self._latent_size(height, width)
         factor = self.vae.spatial_scale_factor
         told, cfg_scale = self._scales(guidance_scale, true_cfg_scale, guidance_rescale, guidance)
@@ -237,15 +255,20 @@ class LatentDiffusionPipeline:
             guidance_scale=told,
         )
         guide, make = (guidance, None) if isinstance(guidance, AnyGuidance) else (None, guidance)
-        condition, negative = conditions(self, request, cfg_scale != 1 if guidance is None else make is not None)
+        # A scale below 1 is none in diffusers, too: 0 is what the models of one step are published with.
+        guided = callable(cfg_scale) or cfg_scale > 1 if guidance is None else make is not None
+        # What is cheap to find wrong comes before the text encoders.
+        request.check(self.family, guided)
         noise, seed_tensor, repeats = self._noise(request.count(self.family), size, seeds, latents)
+        plan = self._plan(self.backbone.tokens(size), steps, sampler, schedule, sampler_options)
+        condition, negative = conditions(self, request, guided)
         condition = condition.repeated(repeats)
-        tokens = self.backbone.tokens(size)
-        plan = self._plan(tokens, steps, sampler, schedule, sampler_options)
         denoiser = self.backbone.denoiser(condition, size)
         if negative is not None:
             weaker = self._weaker(condition, negative.repeated(repeats), size)
             guide = Guidance(weaker, cfg_scale, guidance_rescale) if make is None else make(weaker)
+            if not isinstance(guide, AnyGuidance):
+                raise ValueError(f"guidance must return an object of {_GUIDANCES}, got {guide!r}")
         states = run_table(
             plan.table,
             denoiser,
@@ -260,8 +283,8 @@ class LatentDiffusionPipeline:
         return PipelineOutput(self._images(drawn, output), tuple(seed_tensor.tolist()))
 
     def _scales(
-        self, guidance_scale: float | None, true_cfg_scale: float, rescale: float, guidance: Any
-    ) -> tuple[float | None, float]:
+        self, guidance_scale: Scale | None, true_cfg_scale: Scale, rescale: float, guidance: Any
+    ) -> tuple[float | None, Scale]:
         """(what the network is told, the scale of classifier-free guidance)"""
         default, is_told = self.family.guidance_scale, self.family.distilled or self.backbone.embeds_guidance
         if guidance is not None and (rescale or true_cfg_scale != 1 or not (is_told or guidance_scale is None)):
@@ -275,6 +298,8 @@ class LatentDiffusionPipeline:
                     "guidance_scale must be None for a network that is told none (true_cfg_scale is that of "
                     f"classifier-free guidance), got {guidance_scale}"
                 )
+            if callable(guidance_scale):
+                raise ValueError(f"guidance_scale must be a number for a network that is told it, got {guidance_scale}")
             return default if guidance_scale is None else guidance_scale, true_cfg_scale
         if true_cfg_scale != 1:
             raise ValueError(
@@ -292,7 +317,7 @@ class LatentDiffusionPipeline:
                 if trained is None:
                     raise ValueError(f"{name} must be given, since the network does not say its sample_size")
                 pixels = trained * factor
-            if pixels < multiple or pixels % multiple:
+            if require_integer(name, pixels) < multiple or pixels % multiple:
                 raise ValueError(f"{name} must be a positive multiple of {multiple}, got {pixels}")
             sizes.append(pixels // factor)
         return sizes[0], sizes[1]
@@ -302,6 +327,10 @@ class LatentDiffusionPipeline:
     ) -> tuple[Tensor, Tensor, int]:
         """Noise (N, C, h, w) in float32, seeds (N,), and how many images there are of each prompt."""
         shape = self.backbone.latent_channels, *size
+        if seeds is not None:
+            if not isinstance(seeds, Iterable):
+                raise ValueError(f"seeds must be a sequence of integers, one for each image, got {seeds!r}")
+            seeds = [require_integer("seeds", seed) for seed in seeds]
         images = len(latents) if latents is not None else len(seeds) if seeds is not None else count
         argument = "latents" if latents is not None else "seeds"
         if images % count or not images:
@@ -323,7 +352,22 @@ class LatentDiffusionPipeline:
         schedule: str | None,
         options: Mapping[str, Any] | None,
     ) -> Plan:
-        steps = self.family.steps if steps is None else steps
+        steps = self.family.steps if steps is None else require_integer("steps", steps)
+        try:
+            return self._plan_for(tokens, steps, sampler, schedule, options)
+        except TypeError as error:
+            if not options:
+                raise
+            raise ValueError(f"sampler_options must fit the sampler, got {options!r}: {error}") from error
+
+    def _plan_for(
+        self,
+        tokens: ImageTokens,
+        steps: int,
+        sampler: str | None,
+        schedule: str | None,
+        options: Mapping[str, Any] | None,
+    ) -> Plan:
         if sampler is None:
             if schedule is not None:
                 raise ValueError(f"schedule must be None without a sampler, got {schedule!r}")
@@ -347,7 +391,7 @@ class LatentDiffusionPipeline:
     def _images(self, latents: Tensor, output: str) -> list[Image.Image] | Tensor:
         if output == "latent":
             return latents
-        latents = self.vae.denormalize_latents(latents).to(self.vae.dtype)
+        latents = self.vae.denormalize_latents(latents).to(self.vae.device, self.vae.dtype)
         decoded = self.vae.decode(latents.contiguous(memory_format=torch.channels_last)).sample
         images = (decoded.float() / 2 + 0.5).clamp(0, 1)
         if output == "tensor":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ Encode = Callable[[Parts, Sequence[str], int | None, int], TextEncoding]
 def stable_diffusion(parts: Parts, prompts: Sequence[str], length: int | None, channels: int) -> TextEncoding:
     """The last hidden state of one CLIP."""
     tokenizer, encoder = _pair(parts, "")
-    tokens = _tokens(tokenizer, prompts, tokenizer.model_max_length)
+    tokens = _tokens(tokenizer, prompts, _length(tokenizer, encoder))
     mask = tokens.attention_mask.to(encoder.device) if getattr(encoder.config, "use_attention_mask", False) else None
     return TextEncoding(encoder(tokens.input_ids.to(encoder.device), attention_mask=mask)[0])
 
@@ -55,7 +56,7 @@ def stable_diffusion_3(parts: Parts, prompts: Sequence[str], length: int | None,
 def flux(parts: Parts, prompts: Sequence[str], length: int | None, channels: int) -> TextEncoding:
     """T5, and what CLIP pools."""
     tokenizer, clip = _pair(parts, "")
-    tokens = _tokens(tokenizer, prompts, tokenizer.model_max_length)
+    tokens = _tokens(tokenizer, prompts, _length(tokenizer, clip))
     pooled = clip(tokens.input_ids.to(clip.device)).pooler_output
     return TextEncoding(_t5(*_pair(parts, "_2"), prompts, 512 if length is None else length), pooled)
 
@@ -69,9 +70,14 @@ def _pair(parts: Parts, suffix: str) -> tuple[Any, Any]:
 
 
 def _clip(tokenizer: Any, encoder: Any, prompts: Sequence[str]) -> TextEncoding:
-    tokens = _tokens(tokenizer, prompts, tokenizer.model_max_length)
+    tokens = _tokens(tokenizer, prompts, _length(tokenizer, encoder))
     output = encoder(tokens.input_ids.to(encoder.device), output_hidden_states=True)
     return TextEncoding(output.hidden_states[-2], output[0])
+
+
+def _length(tokenizer: Any, encoder: Any) -> int:
+    """Of CLIP's texts in tokens. A tokenizer that says none has a number beyond all integers of its library."""
+    return min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
 
 
 def _t5(tokenizer: Any, encoder: Any, prompts: Sequence[str], length: int) -> Tensor:
@@ -87,5 +93,13 @@ def _tokens(tokenizer: Any, prompts: Sequence[str], length: int) -> Any:
     prompts = list(prompts)
     longest = max((len(ids) for ids in tokenizer(prompts).input_ids), default=0)
     if longest > length:
-        warnings.warn(f"a prompt of {longest} tokens is cut: the text encoder takes {length}", stacklevel=2)
+        warnings.warn(f"a prompt of {longest} tokens is cut: the text encoder takes {length}", stacklevel=_caller())
     return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+
+
+def _caller() -> int:
+    """The stacklevel of a warning, of this function's caller, for the code that called the pipeline."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("fastdiff.", "torch.")):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import model_parity as parity
 import pytest
 import torch
@@ -158,7 +160,8 @@ def test_damaged_index_of_shards(tmp_path) -> None:
     theirs, _ = pair("small")
     theirs.save_pretrained(tmp_path, max_shard_size="20KB")
     index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
-    for damaged in ('{"weight_map": {}}', '{"weight_map": ["a"]}', '{"weight_map": {"a": "../b.safetensors"}}', "{}"):
+    damaged_maps = ({}, ["a"], {"a": "../b.safetensors"}, {"a": ["b.safetensors"]}, None)
+    for damaged in (json.dumps({"weight_map": value}) for value in damaged_maps):
         content = index.read_text()
         index.write_text(damaged)
         with pytest.raises(ValueError, match="index.json must have a weight_map from keys to files of its folder"):
@@ -198,3 +201,11 @@ def test_unsupported_configuration(change, message) -> None:
 def test_wrong_inputs(change, message) -> None:
     with pytest.raises(ValueError, match=message):
         DiTTransformer2DModel(**SMALL)(**(inputs("small") | change))
+
+
+def test_configuration_that_diffusers_has_no_key_for(tmp_path, recwarn) -> None:
+    DiTTransformer2DModel(**SMALL).save_pretrained(tmp_path)
+    assert "freq_shift" not in (tmp_path / "config.json").read_text() and not recwarn.list
+    with pytest.warns(UserWarning, match="diffusers has no freq_shift .* computes something else"):
+        DiTTransformer2DModel(**SMALL, freq_shift=0).save_pretrained(tmp_path)
+    assert DiTTransformer2DModel.from_pretrained(tmp_path).config.freq_shift == 0

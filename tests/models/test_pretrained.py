@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors.torch import save_file
 
 from fastdiff.models import UNet2DModel, hub
 
@@ -60,6 +64,43 @@ def test_weights_changed_in_place_leave_the_file_as_it_is(model, tmp_path) -> No
     assert all(not weight.any() for weight in UNet2DModel.from_pretrained(tmp_path).parameters())
 
 
+def in_shards(model: UNet2DModel, folder: Path) -> None:
+    """As diffusers writes them."""
+    state, weight_map = model.state_dict(), {}
+    for number, name in enumerate(state):
+        weight_map[name] = f"diffusion_pytorch_model-{number % 2 + 1:05}-of-00002.safetensors"
+    for file in set(weight_map.values()):
+        tensors = {name: state[name].contiguous() for name in state if weight_map[name] == file}
+        save_file(tensors, folder / file)
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_shards_count_more_than_a_single_file_and_give_way_to_a_new_one(model, tmp_path) -> None:
+    model.save_pretrained(tmp_path)
+    other = UNet2DModel(**SMALL)
+    in_shards(other, tmp_path)
+    assert_same(UNet2DModel.from_pretrained(tmp_path), other)
+    model.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", WEIGHTS]
+    assert_same(UNet2DModel.from_pretrained(tmp_path), model)
+
+
+def test_failed_save_leaves_the_model_that_was_there(model, tmp_path, monkeypatch) -> None:
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(safetensors.torch, "save_file", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        UNet2DModel(**SMALL | {"layers_per_block": 2}).save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", WEIGHTS]
+    assert_same(UNet2DModel.from_pretrained(tmp_path), model)
+
+
+def test_folder_with_a_variant_alone(model, tmp_path) -> None:
+    model.save_pretrained(tmp_path)
+    (tmp_path / WEIGHTS).rename(tmp_path / WEIGHTS.replace(".", ".fp16."))
+    with pytest.raises(FileNotFoundError, match=r"no diffusion_pytorch_model.safetensors in .*, only .*\.fp16\."):
+        UNet2DModel.from_pretrained(tmp_path)
+
+
 def test_pickle_is_refused(model, tmp_path) -> None:
     model.save_pretrained(tmp_path)
     (tmp_path / WEIGHTS).unlink()
@@ -91,8 +132,13 @@ def requests(model, tmp_path, monkeypatch) -> list[tuple]:
 def test_model_on_the_hub(model, requests) -> None:
     loaded = UNet2DModel.from_pretrained("someone/something", subfolder="unet", revision="fp16")
     assert_same(loaded, model)
-    patterns = ["unet/config.json", "unet/diffusion_pytorch_model*.safetensors*"]
-    assert requests == [("someone/something", "fp16", patterns)]
+    ((name, revision, patterns),) = requests
+    assert (name, revision) == ("someone/something", "fp16")
+    shard = WEIGHTS.replace(".", "-00001-of-00002.")
+    variants = [WEIGHTS.replace(".", infix) for infix in (".fp16.", ".fp16-00001-of-00002.", ".non_ema.")]
+    files = ["config.json", WEIGHTS, f"{WEIGHTS}.index.json", shard, *variants]
+    wanted = [file for file in files if any(fnmatch.fnmatch(f"unet/{file}", pattern) for pattern in patterns)]
+    assert wanted == files[:4]
 
 
 def test_folder_comes_before_the_hub(model, requests) -> None:

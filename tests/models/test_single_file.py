@@ -214,7 +214,12 @@ SMALL = {
     ),
     "sdxl": (UNet2DConditionModel, UNET, original.ldm_unet(**SMALL_SDXL, adm_in_channels=1546), {}),
     "vae": (AutoencoderKL, VAE, original.ldm_vae(**SMALL_VAE), {"scaling_factor": 0.18215}),
-    "vae_16": (AutoencoderKL, "", original.ldm_vae(**SMALL_VAE, z_channels=16, quant_conv=False), {}),
+    "vae_16": (
+        AutoencoderKL,
+        "",
+        original.ldm_vae(**SMALL_VAE, z_channels=16, quant_conv=False),
+        {"scaling_factor": 0.3611, "shift_factor": 0.1159},
+    ),
     "sd3": (SD3Transformer2DModel, UNET, original.mmdit(**SMALL_MMDIT), {}),
     "sd35": (SD3Transformer2DModel, "", original.mmdit(**SMALL_MMDIT, qk_norm=16, dual_attention=(0, 2)), {}),
     "flux_dev": (FluxTransformer2DModel, "", original.flux(**SMALL_FLUX), {"axes_dims_rope": (4, 8, 12)}),
@@ -418,6 +423,20 @@ def test_scale_of_an_autoencoder_in_its_own_file(tmp_path: Path, recwarn: pytest
     assert not recwarn.list
     with pytest.warns(UserWarning, match=r"does not tell scaling_factor: 0.18215 is taken, .*SDXL's is 0.13025"):
         assert AutoencoderKL.from_single_file(path).config.scaling_factor == 0.18215
+    for prefix in ("", "vae."):
+        path = saved(random_tensors(original.ldm_vae(**SMALL_VAE, z_channels=16, quant_conv=False), prefix), tmp_path)
+        with pytest.warns(UserWarning, match="does not tell .*that of FLUX") as caught:
+            config = AutoencoderKL.from_single_file(path).config
+        assert (config.scaling_factor, config.shift_factor, len(caught)) == (0.3611, 0.1159, 2)
+
+
+@pytest.mark.parametrize("prefix", ("", VAE))
+def test_what_lies_beside_the_weights_is_not_read(prefix: str, tmp_path: Path) -> None:
+    """What an autoencoder was trained with, and averages; which say nothing of its scale."""
+    tensors = random_tensors(original.ldm_vae(**SMALL_VAE), prefix)
+    tensors |= {f"{prefix}{name}": torch.ones(2) for name in ("loss.discriminator.weight", "model_ema.decay")}
+    with pytest.warns(UserWarning, match="does not tell scaling_factor"):
+        AutoencoderKL.from_single_file(saved(tensors, tmp_path))
 
 
 def test_attention_within_the_stages_of_an_autoencoder(tmp_path: Path) -> None:

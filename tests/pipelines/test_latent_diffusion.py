@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ pytest.importorskip("transformers", reason="text encoders are those of transform
 
 import diffusers  # noqa: E402
 import tiny_pipelines  # noqa: E402
+import transformers  # noqa: E402
 from PIL import Image  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from fastdiff.models import UNet2DModel, hub  # noqa: E402
 from fastdiff.pipelines import LatentDiffusionPipeline  # noqa: E402
@@ -129,6 +132,14 @@ def test_negative_embeddings_rescaled_guidance_and_another_size(tmp_path) -> Non
     assert_same(same, unguided)
 
 
+@pytest.mark.parametrize("scale", (0.0, 0.5))
+def test_scales_below_one_are_no_guidance(scale, stable_theirs, stable, flux) -> None:
+    latents, call = noise(1, 4, 16, 16), {"prompt": "a cat", "guidance_scale": scale}
+    assert_same(ours(stable, latents=latents, steps=3, **call), theirs(stable_theirs, latents, 3, **call))
+    call = {"prompt": "a cat", "steps": 2, "height": 32, "width": 32, "max_sequence_length": 8}
+    assert torch.equal(ours(flux, true_cfg_scale=scale, **call), ours(flux, **call))
+
+
 @pytest.mark.parametrize("zeros", (True, False))
 def test_stable_diffusion_xl(zeros, tmp_path) -> None:
     pipeline = tiny_pipelines.stable_diffusion_xl(force_zeros_for_empty_prompt=zeros)
@@ -216,8 +227,13 @@ def test_what_is_saved_opens_in_diffusers_and_here(kind, tmp_path, monkeypatch) 
 
 
 @pytest.fixture(scope="module")
-def stable(tmp_path_factory) -> LatentDiffusionPipeline:
-    return saved(tiny_pipelines.stable_diffusion(), tmp_path_factory.mktemp("stable"))
+def stable_theirs() -> Any:
+    return tiny_pipelines.stable_diffusion()
+
+
+@pytest.fixture(scope="module")
+def stable(stable_theirs, tmp_path_factory) -> LatentDiffusionPipeline:
+    return saved(stable_theirs, tmp_path_factory.mktemp("stable"))
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +244,12 @@ def dit(tmp_path_factory) -> LatentDiffusionPipeline:
 @pytest.fixture(scope="module")
 def flux(tmp_path_factory) -> LatentDiffusionPipeline:
     return saved(tiny_pipelines.flux(), tmp_path_factory.mktemp("flux"))
+
+
+@pytest.fixture
+def folder(stable, tmp_path) -> Path:
+    stable.save_pretrained(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize("kind", ("EulerAncestralDiscrete", "DDPM", "LCM"))
@@ -293,8 +315,9 @@ def test_any_guidance(stable) -> None:
     assert len(calls) == 4
 
 
-def test_one_batch_for_both_conditions(stable, monkeypatch) -> None:
+def test_one_batch_for_both_conditions(folder) -> None:
     """And a single one where an interval has no guidance; timesteps stay in float32."""
+    stable = LatentDiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16)
     network, calls = stable.backbone.network, []
     hook = network.register_forward_pre_hook(lambda _, inputs: calls.append((len(inputs[0]), inputs[1].dtype)))
     try:
@@ -329,14 +352,128 @@ def test_from_parts(stable) -> None:
         ours(without, **call)
     with pytest.raises(ValueError, match=r"text_encoders must have one entry for each of \['text_encoder'\]"):
         LatentDiffusionPipeline(**parts, text_encoders=[None, None], scheduler_config=scheduler)
-    with pytest.raises(ValueError, match="backbone must be one of .* got UNet2DModel"):
+    with pytest.raises(ValueError, match="backbone must be one of .* got fastdiff.models.unet_2d.UNet2DModel"):
         unet = UNet2DModel(block_out_channels=(32, 32, 32, 32), norm_num_groups=8)
         LatentDiffusionPipeline(vae=stable.vae, backbone=unet, scheduler_config=scheduler)
 
 
-def test_long_prompts_are_cut_with_a_warning(stable) -> None:
-    with pytest.warns(UserWarning, match="a prompt of 92 tokens is cut: the text encoder takes 77"):
-        ours(stable, prompt="a " * 90, steps=1)
+@pytest.mark.parametrize(
+    ("argument", "make", "message"),
+    [
+        (
+            "vae",
+            lambda: tiny_pipelines.network("AutoencoderKL", tiny_pipelines.AUTOENCODER),
+            "vae must be one of .* of fastdiff.models, got diffusers.*AutoencoderKL$",
+        ),
+        (
+            "text_encoders",
+            lambda: [tiny_pipelines.clip(48, 16)],
+            r"text_encoder must be one of \['CLIPTextModel'\] .* got transformers.*WithProjection$",
+        ),
+        ("tokenizers", lambda: [str.split], "tokenizer must be one of .* got builtins.method_descriptor"),
+    ],
+)
+def test_parts_that_are_not_supported(argument, make, message, stable) -> None:
+    parts = {"vae": stable.vae, "backbone": stable.backbone.network, "scheduler_config": stable.scheduler.values}
+    with pytest.raises(ValueError, match=message):
+        LatentDiffusionPipeline(**parts | {argument: make()})
+
+
+class MyTextModel(transformers.CLIPTextModel):
+    pass
+
+
+def test_subclass_is_saved_as_what_opens_again(stable, tmp_path) -> None:
+    encoder = stable.text_parts["text_encoder"]
+    mine = MyTextModel(encoder.config)
+    mine.load_state_dict(encoder.state_dict())
+    pipeline = LatentDiffusionPipeline(
+        vae=stable.vae,
+        backbone=stable.backbone.network,
+        text_encoders=[mine],
+        tokenizers=[stable.text_parts["tokenizer"]],
+        scheduler_config=stable.scheduler.values,
+    )
+    pipeline.save_pretrained(tmp_path)
+    again = LatentDiffusionPipeline.from_pretrained(tmp_path)
+    assert torch.equal(ours(again, prompt="a cat", steps=1), ours(stable, prompt="a cat", steps=1))
+
+
+def test_parts_are_put_in_evaluation_mode(stable, dit) -> None:
+    for pipeline in (stable, dit):
+        encoders = [part for name, part in pipeline.text_parts.items() if "encoder" in name]
+        models = [pipeline.vae, pipeline.backbone.network, *encoders]
+        for model in models:
+            model.train()
+        LatentDiffusionPipeline(
+            vae=pipeline.vae,
+            backbone=pipeline.backbone.network,
+            text_encoders=encoders,
+            scheduler_config=pipeline.scheduler.values,
+        )
+        assert not any(model.training for model in models)
+
+
+def test_moving_all_parts(folder) -> None:
+    pipeline = LatentDiffusionPipeline.from_pretrained(folder)
+    assert pipeline.to("meta") is pipeline
+    for moved in (pipeline, LatentDiffusionPipeline.from_pretrained(folder, device="meta")):
+        devices = (moved.device, moved.vae.device, moved.text_parts["text_encoder"].device)
+        assert all(device.type == "meta" for device in devices)
+
+
+def test_decoding_on_another_device(folder, monkeypatch) -> None:
+    pipeline = LatentDiffusionPipeline.from_pretrained(folder)
+    # A layer in place of all: attention asks for autocast, which there is none of on "meta".
+    first = pipeline.vae.to("meta").decoder.conv_in
+    monkeypatch.setattr(pipeline.vae, "decode", lambda latents: SimpleNamespace(sample=first(latents)))
+    assert ours(pipeline, prompt="a cat", steps=1).device.type == "meta"
+
+
+def test_callback_sees_each_step(stable) -> None:
+    seen: list[tuple[int, tuple[int, ...]]] = []
+    ours(stable, prompt="a cat", steps=3, callback=lambda row, x: seen.append((row, tuple(x.shape))))
+    assert seen == [(row, (1, 4, 16, 16)) for row in (1, 2, 3)]
+
+
+def test_a_text_is_encoded_once(stable) -> None:
+    sizes: list[int] = []
+    hook = stable.text_parts["text_encoder"].register_forward_hook(lambda _, __, output: sizes.append(len(output[0])))
+    try:
+        images = ours(stable, prompt=["a cat", "an owl", "a cat"], seeds=[1, 2, 1], steps=1)
+    finally:
+        hook.remove()
+    assert sizes == [2, 1]  # the prompts, and what guidance leads away from
+    torch.testing.assert_close(images[0], images[2], rtol=0, atol=TOLERANCE)
+    assert (images[0] - images[1]).abs().max() > 0.01
+
+
+def test_flux_is_told_a_guidance_scale_that_is_on_the_device(flux) -> None:
+    told: list[Any] = []
+    network = flux.backbone.network
+    hook = network.register_forward_pre_hook(
+        lambda _, __, arguments: told.append(arguments["guidance"]), with_kwargs=True
+    )
+    try:
+        ours(flux, prompt="a cat", steps=2, height=32, width=32, max_sequence_length=8, guidance_scale=2.5)
+    finally:
+        hook.remove()
+    assert torch.equal(told[0], torch.tensor([2.5])) and told[1] is told[0]
+
+
+def test_long_prompts_are_cut_with_a_warning(stable, monkeypatch) -> None:
+    for length in (77, 10**30):  # a tokenizer that says none has a number of this size
+        monkeypatch.setattr(stable.text_parts["tokenizer"], "model_max_length", length)
+        with pytest.warns(UserWarning, match="a prompt of 92 tokens is cut: the text encoder takes 77") as caught:
+            ours(stable, prompt="a " * 90, steps=1)
+        assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_what_is_cheap_is_checked_before_texts_are_encoded(stable, monkeypatch) -> None:
+    monkeypatch.setitem(stable.text_parts, "text_encoder", None)
+    for wrong in ({"steps": 0}, {"seeds": []}, {"sampler": "best"}, {"guidance": 7.5}, {"class_labels": 3}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            ours(stable, prompt="a cat", **wrong)
 
 
 TEXT = {"prompt": "a cat"}
@@ -373,6 +510,18 @@ TEXT = {"prompt": "a cat"}
         ("stable", TEXT | {"schedule": "karras"}, "schedule must be None without a sampler"),
         ("stable", TEXT | {"sampler_options": {"order": 2}}, "solver has no option 'order'; it has"),
         ("stable", TEXT | {"steps": 0}, "steps must be from 1 to the process's 1000 timesteps, got 0"),
+        ("stable", TEXT | {"steps": 4.0}, "steps must be an integer, got 4.0"),
+        ("stable", TEXT | {"height": 32.0}, "height must be an integer, got 32.0"),
+        ("stable", TEXT | {"seeds": 7}, "seeds must be a sequence of integers, one for each image, got 7"),
+        ("stable", TEXT | {"seeds": [0.5]}, "seeds must be an integer, got 0.5"),
+        ("stable", {"prompt": (text for text in ["a"])}, "prompt must be a text or a sequence of texts, got <gen"),
+        ("stable", {"prompt": [1]}, r"prompt must be a text or a sequence of texts, got \[1\]"),
+        ("stable", TEXT | {"negative_prompt": 3}, "negative_prompt must be a text or a sequence of texts, got 3"),
+        ("stable", TEXT | {"sampler_options": {"clip": [1.0]}}, r"sampler_options must fit .* got {'clip': \[1.0\]}"),
+        ("stable", TEXT | {"guidance": 7.5}, "guidance must be an object of Guidance, .* got 7.5"),
+        ("stable", TEXT | {"guidance": lambda negative: None}, "guidance must return an object of .* got None"),
+        ("flux", TEXT | {"max_sequence_length": 0}, "max_sequence_length must be at least 1, got 0"),
+        ("flux", TEXT | {"max_sequence_length": 8.0}, "max_sequence_length must be an integer, got 8.0"),
         ("dit", {}, "class_labels must be given to a DiTPipeline"),
         ("dit", {"class_labels": 1000}, "class_labels must be integers from 0 to 999, got 1000"),
         ("dit", {"class_labels": torch.tensor([0.5])}, "class_labels must be integers from 0 to 999, got 0.5"),
@@ -381,6 +530,7 @@ TEXT = {"prompt": "a cat"}
         ("dit", {"class_labels": 3, "height": 34}, "height must be a positive multiple of 4, got 34"),
         ("flux", {"prompt_embeds": torch.zeros(1, 7, 24)}, "prompt_embeds and pooled_prompt_embeds must be given"),
         ("flux", TEXT | {"guidance": Guidance(run_table, 2), "true_cfg_scale": 2.0}, "must not be given beside"),
+        ("flux", TEXT | {"guidance_scale": lambda level: 2.0}, "guidance_scale must be a number for a network"),
         ("flux", TEXT | {"negative_prompt": "b"}, "negative_prompt must not be given without guidance"),
         ("flux", TEXT | {"height": 30}, "height must be a positive multiple of 4, got 30"),
     ],
@@ -388,12 +538,6 @@ TEXT = {"prompt": "a cat"}
 def test_wrong_arguments(name, arguments, message, request) -> None:
     with pytest.raises(ValueError, match=message):
         request.getfixturevalue(name)(**arguments, progress=False)
-
-
-@pytest.fixture
-def folder(stable, tmp_path) -> Path:
-    stable.save_pretrained(tmp_path)
-    return tmp_path
 
 
 def edit(path: Path, **values: Any) -> None:
@@ -408,7 +552,10 @@ def edit(path: Path, **values: Any) -> None:
         ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "has another U-Net"),
         ("model_index.json", {"vae": ["diffusers", "VQModel"]}, "vae must be one of .* got 'VQModel'"),
         ("model_index.json", {"unet": ["mine", "MyUNet"]}, "unet must be a UNet2DConditionModel, got 'MyUNet'"),
-        ("model_index.json", {"text_encoder": ["transformers", "BertModel"]}, "text_encoder must be a CLIPTextModel"),
+        ("model_index.json", {"text_encoder": ["transformers", "BertModel"]}, "text_encoder must be one of .*CLIPText"),
+        ("model_index.json", {"text_encoder": ["transformers", ["a"]]}, r"text_encoder must be one of .* got \['a'\]"),
+        ("model_index.json", {"vae": ["diffusers", {}]}, "vae must be one of .* got {}"),
+        ("model_index.json", {"_class_name": []}, r"must be one of .*FluxPipeline.* got \[\]"),
         ("model_index.json", {"tokenizer": ["mine", "My"]}, "tokenizer must be one of .* got 'My'"),
         ("scheduler/scheduler_config.json", {"_class_name": "KDPM2"}, "_class_name must be one of .* got 'KDPM2'"),
         ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "trained_betas must be one of"),
@@ -416,19 +563,68 @@ def edit(path: Path, **values: Any) -> None:
 )
 def test_folders_that_are_not_understood(folder, file, values, message) -> None:
     edit(folder / file, **values)
+    if "another U-Net" not in message:  # which only its own configuration tells
+        for weights in folder.rglob("*.safetensors"):
+            weights.unlink()
     with pytest.raises(ValueError, match=message):
         LatentDiffusionPipeline.from_pretrained(folder)
 
 
-def test_files_that_are_missing(folder) -> None:
-    (folder / "text_encoder/model.safetensors").unlink()
-    with pytest.raises((FileNotFoundError, OSError), match="model.safetensors"):
+def test_damaged_weights_of_a_text_encoder(folder) -> None:
+    path = folder / "text_encoder/model.safetensors"
+    tensors = load_file(path)
+    (name,) = (key for key in tensors if key.endswith("final_layer_norm.weight"))
+    save_file({key: value for key, value in tensors.items() if key != name}, path, {"format": "pt"})
+    # It would be drawn at random.
+    with pytest.raises(ValueError, match="lack .*final_layer_norm.weight of a CLIPTextModel"):
         LatentDiffusionPipeline.from_pretrained(folder)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="text_encoder cannot be opened"):
+        LatentDiffusionPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "error", "message"),
+    [
+        ("text_encoder/config.json", "{", ValueError, "is not valid JSON"),
+        ("text_encoder/config.json", '{"hidden_size": "a"}', ValueError, "text_encoder cannot be opened"),
+        ("text_encoder/config.json", None, FileNotFoundError, "there is no config.json in .*text_encoder"),
+        ("text_encoder/model.safetensors", None, FileNotFoundError, "there is no model.safetensors in .*text_encoder"),
+        ("tokenizer/tokenizer.json", "{}", ValueError, "tokenizer cannot be opened"),
+        ("tokenizer/tokenizer.json", None, FileNotFoundError, "there is no vocabulary in .*tokenizer: tokenizer.json,"),
+    ],
+)
+def test_text_parts_that_do_not_open(file, content, error, message, folder) -> None:
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(error, match=message):
+        LatentDiffusionPipeline.from_pretrained(folder)
+
+
+def test_files_that_are_missing(folder) -> None:
     (folder / "model_index.json").unlink()
     with pytest.raises(FileNotFoundError, match="there is no model_index.json"):
         LatentDiffusionPipeline.from_pretrained(folder)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         LatentDiffusionPipeline.from_pretrained(folder / "nowhere")
+
+
+def test_saving_replaces_all_weights_of_a_text_encoder(stable, folder) -> None:
+    encoder = folder / "text_encoder"
+    names = sorted(path.name for path in encoder.iterdir())
+    (encoder / "model.safetensors").rename(encoder / "model-00001-of-00001.safetensors")
+    (encoder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+    (encoder / ".saving").mkdir()  # as a killed process leaves it
+    stable.save_pretrained(folder)
+    assert sorted(path.name for path in encoder.iterdir()) == names
+
+
+def test_what_cannot_be_saved_leaves_the_pipeline_that_was_there(stable, folder, monkeypatch) -> None:
+    monkeypatch.setitem(stable.settings, "requires_safety_checker", object())
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        stable.save_pretrained(folder)
+    LatentDiffusionPipeline.from_pretrained(folder)
 
 
 def test_saving_that_is_cut_short_leaves_no_pipeline(stable, folder, monkeypatch) -> None:
@@ -460,8 +656,21 @@ def test_from_the_hub(folder, stable, monkeypatch) -> None:
     wanted: list[str] = []
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     opened = LatentDiffusionPipeline.from_pretrained("someone/something", revision="v2")
-    assert set(asked) == {("someone/something", "v2")}
+    assert asked == [("someone/something", "v2")] * 2
     present = [path.relative_to(folder) for path in folder.rglob("*.*") if path.is_file()]
     assert all(any(path.match(pattern) for pattern in wanted) for path in present)
     assert not any(Path("safety_checker/model.safetensors").match(pattern) for pattern in wanted)
+    assert not any(Path("text_encoder/model.fp16.safetensors").match(pattern) for pattern in wanted)
     assert torch.equal(ours(opened, prompt="a cat", steps=1), ours(stable, prompt="a cat", steps=1))
+
+
+def test_all_parts_are_of_the_commit_of_the_index(folder, tmp_path_factory, monkeypatch) -> None:
+    snapshot = tmp_path_factory.mktemp("hub") / "snapshots" / ("a1" * 20)
+    snapshot.parent.mkdir()
+    snapshot.symlink_to(folder)
+    asked: list[str | None] = []
+    monkeypatch.setattr(
+        hub, "snapshot_download", lambda _, revision, allow_patterns: asked.append(revision) or str(snapshot)
+    )
+    LatentDiffusionPipeline.from_pretrained("someone/something")
+    assert asked == [None, "a1" * 20]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastdiff.models.exact_buffers import exact_names
 from fastdiff.models.single_file import dit, flux, ldm_unet, ldm_vae, sd3
 from fastdiff.models.single_file.layout import Assumed, Layout, NotTold, Part, Place, Rules, Table
 from fastdiff.models.weights import StoredTensor
@@ -99,7 +100,7 @@ def convert(
     """
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     places = _places(layout_of(type(model)).rules(model.config), part, shapes)
-    state = {}
+    state, exact = {}, set(exact_names(model))
     for name, stored in tensors:
         place = places[name.removeprefix(part.prefix)]
         if stored.dim() == 0:
@@ -115,7 +116,7 @@ def convert(
                     f"{name} of {part.path} has shape {tuple(stored.shape)}, which does not make up {target} of shape "
                     f"{tuple(shape)}"
                 )
-            state[target] = tensor.to(device, dtype, copy=place.copy)
+            state[target] = tensor.to(device, None if target in exact else dtype, copy=place.copy)
     return state
 
 

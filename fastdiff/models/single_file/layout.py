@@ -24,7 +24,7 @@ class Part:
     prefix: str
     tensors: Mapping[str, StoredTensor]
     others: Collection[str]
-    """The names of all else in the file."""
+    """The names of other networks in the file."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -90,17 +90,15 @@ class Layout:
     prefixes: tuple[str, ...] = ()
     """What stands before the names in a file that has other networks beside this one."""
     beside: tuple[str, ...] = ("model_ema.",)
-    """What the names of other things begin with in a file without such a prefix."""
+    """What the names of other things begin with, after the prefix if there is one."""
 
     def find(self, path: Path, tensors: Mapping[str, StoredTensor]) -> Part | None:
         """This layout's part of a file, None where there is none."""
         for prefix in (*self.prefixes, ""):
             if prefix + self.mark in tensors:
-                mine = [name for name in tensors if name.startswith(prefix)]
-                if not prefix:
-                    mine = [name for name in mine if not name.startswith(self.beside)]
-                others = tensors.keys() - mine
-                return Part(path, prefix, {name[len(prefix) :]: tensors[name] for name in mine}, others)
+                named = {name: name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
+                mine = {new: tensors[name] for name, new in named.items() if not new.startswith(self.beside)}
+                return Part(path, prefix, mine, tensors.keys() - named)
         return None
 
 

@@ -37,12 +37,16 @@ def _infer(part: Part) -> dict[str, Any]:
 def _scale(part: Part, latent_channels: int) -> dict[str, Any]:
     """What names and shapes of the autoencoder itself do not tell: it is the rest of the file that does.
 
-    With 16 channels a file that has no other network is FLUX's, as SD3's autoencoder comes with SD3.
+    With 16 channels a file that has no other network is likely FLUX's, as SD3's autoencoder comes with SD3.
     """
     if latent_channels == 16:
-        if part.prefix and not any("double_blocks." in name for name in part.others):
-            return {"sample_size": 1024, "scaling_factor": 1.5305, "shift_factor": 0.0609}
-        return {"sample_size": 1024, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+        if not part.others:
+            scale = Assumed(0.3611, "that of FLUX (SD3's is 1.5305)")
+            shift = Assumed(0.1159, "that of FLUX (SD3's is 0.0609)")
+            return {"sample_size": 1024, "scaling_factor": scale, "shift_factor": shift}
+        if any("double_blocks." in name for name in part.others):
+            return {"sample_size": 1024, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+        return {"sample_size": 1024, "scaling_factor": 1.5305, "shift_factor": 0.0609}
     if "edm_mean" in part.others:
         return {"scaling_factor": NotTold("as its latents have means and deviations, edm_mean and edm_std")}
     if any(name.startswith("conditioner.") for name in part.others):
