@@ -12,6 +12,18 @@ from typing import Any
 import torch
 
 
+def add_run_arguments(parser: argparse.ArgumentParser, quick: str) -> None:
+    """How to measure, and what to write. `quick` says what less there is of."""
+    parser.add_argument(
+        "--allocator",
+        choices=("tuned", "default", "both"),
+        help="setting of glibc's malloc, on a CPU (see fastdiff.tune_allocator); default: both",
+    )
+    parser.add_argument("--quick", action="store_true", help=f"{quick}: a first look, not a result")
+    parser.add_argument("--json", type=writable, metavar="FILE", help="write everything measured")
+    parser.add_argument("--report", type=writable, metavar="FILE.html", help="write tables and plots as one HTML file")
+
+
 def allocators(arguments: argparse.Namespace) -> tuple[str, ...]:
     """The settings of glibc's malloc to measure with. Raises ValueError for a device without, or that is not there."""
     if arguments.device == "cuda":

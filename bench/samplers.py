@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,9 @@ from torch import Tensor
 import fastdiff
 from bench.device import Device, open_device
 from bench.environment import describe
+from bench.runs import now, write_json
 from bench.table import Table
 from bench.timing import Budget, Call, interleave
-from fastdiff._files import atomic_write
 from fastdiff.diffusion import DiscreteVP
 from fastdiff.integrations.diffusers import scheduler_for
 from fastdiff.sampling import Guidance, SolverTable, run_table, solver_table
@@ -100,13 +98,12 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         content = {
             "schema": SCHEMA,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": now(),
             "steps": arguments.steps,
             "environment": describe(device, "tuned" if tuned else "default"),
             "records": records,
         }
-        atomic_write(arguments.json, (json.dumps(content, indent=1) + "\n").encode())
-        print(f"\nwrote {arguments.json}")
+        write_json(arguments.json, content)
 
 
 def table_of(sampler: str, steps: int) -> SolverTable:

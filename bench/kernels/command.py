@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from dataclasses import asdict
-from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
-from tqdm import tqdm
-
 from bench import openvino
-from bench.arguments import allocators, allowed, one_of, thread_counts, writable
+from bench.arguments import add_run_arguments, allocators, allowed, one_of, thread_counts
 from bench.kernels import OPS, plots
 from bench.kernels.case import DIRECTIONS, DTYPES, LAYOUTS, Case
 from bench.kernels.measure import ALL_BASELINES, BASELINES, CACHES, measure_case
 from bench.kernels.summary import summarize
-from bench.kernels.tables import run_tables, summary_tables, threads_text
+from bench.kernels.tables import run_tables, summary_tables
 from bench.peak import measure_peak
 from bench.plots import available as have_plots
 from bench.report import page
+from bench.runs import facts, measure, now, write_json, write_report
 from bench.timing import Budget
-from bench.worker import Job, run_job
-from fastdiff._files import atomic_write
+from bench.worker import Job
 
 HELP = "fused kernels against eager PyTorch, torch.compile, OpenVINO and a plain copy"
 SCHEMA = "fastdiff.bench.kernels/1"
 FULL = Budget(seconds=1.5, min_repetitions=7, max_repetitions=200)
 QUICK = Budget(seconds=0.2, min_repetitions=3, max_repetitions=50)
 SHAPE_CLASSES = tuple(dict.fromkeys(name for op in OPS.values() for name in op.shapes))
-_BUSY_LOAD = 0.7
 _INTRODUCTION = (
     "Times are medians in milliseconds, all contenders taking turns in one process. U is one pass over the activation; "
     "the copy is 2U. The floor is what a kernel must move that keeps nothing in the cache: of group_norm_silu "
@@ -71,14 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[,...]",
         help=f"{allowed(ALL_BASELINES)}; the ratio is that of the better of the first two",
     )
-    parser.add_argument(
-        "--allocator",
-        choices=("tuned", "default", "both"),
-        help="setting of glibc's malloc, on a CPU (see fastdiff.tune_allocator); default: both",
-    )
-    parser.add_argument("--quick", action="store_true", help="few repetitions: a first look, not a result")
-    parser.add_argument("--json", type=writable, metavar="FILE", help="write everything measured")
-    parser.add_argument("--report", type=writable, metavar="FILE.html", help="write tables and plots as one HTML file")
+    add_run_arguments(parser, "few repetitions")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -86,18 +73,18 @@ def run(arguments: argparse.Namespace) -> None:
     cases = select_cases(arguments)
     settings = allocators(arguments)
     baselines = chosen_baselines(arguments)
-    measure = partial(measure_case, baselines=baselines, budget=QUICK if arguments.quick else FULL)
+    measure_one = partial(measure_case, baselines=baselines, budget=QUICK if arguments.quick else FULL)
     jobs = [
-        Job(cases, measure, arguments.device, threads, allocator)
+        Job(cases, measure_one, arguments.device, threads, allocator)
         for allocator in settings
         for threads in arguments.threads
     ]
-    runs = _measure(jobs)
+    runs = measure(jobs, lambda job, records: {"peak": _peak(job, records)}, run_tables)
     summary = summarize(runs)
     tables = summary_tables(summary)
     for table in tables:
         print(f"\n{table.text()}")
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    created = now()
     if arguments.json:
         content = {
             "schema": SCHEMA,
@@ -107,11 +94,9 @@ def run(arguments: argparse.Namespace) -> None:
             "runs": runs,
             "summary": summary,
         }
-        atomic_write(arguments.json, (json.dumps(content, indent=1) + "\n").encode())
-        print(f"\nwrote {arguments.json}")
+        write_json(arguments.json, content)
     if arguments.report:
-        atomic_write(arguments.report, _html(runs, tables, created).encode())
-        print(f"wrote {arguments.report}" + ("" if have_plots() else " (no plots: matplotlib is not installed)"))
+        write_report(arguments.report, _html(runs, tables, created))
 
 
 def select_cases(arguments: argparse.Namespace) -> tuple[Case, ...]:
@@ -156,34 +141,6 @@ def chosen_baselines(arguments: argparse.Namespace) -> tuple[str, ...]:
     return tuple(name for name in chosen if name != openvino.NAME)
 
 
-def _measure(jobs: list[Job]) -> list[dict[str, Any]]:
-    """Run the jobs one after the other, printing the table of each as soon as it is there."""
-    load = os.getloadavg()[0]
-    if load > _BUSY_LOAD:
-        print(f"the machine is busy (load average {load:.1f}): times will scatter, trust the minima", file=sys.stderr)
-    runs = []
-    with tqdm(total=sum(len(job.cases) for job in jobs), unit="case", leave=False) as progress:
-        for job in jobs:
-            progress.set_description(f"{job.allocator} allocator, {threads_text(job.threads)}")
-            stream = run_job(job)
-            environment = next(stream)
-            records = []
-            for record in stream:
-                records.append(record)
-                progress.update()
-            run = {
-                "allocator": job.allocator,
-                "threads": job.threads,
-                "environment": environment,
-                "peak": _peak(job, records),
-                "records": records,
-            }
-            runs.append(run)
-            for table in run_tables(run):
-                tqdm.write(f"\n{table.text()}")
-    return runs
-
-
 def _peak(job: Job, records: list[dict[str, Any]]) -> dict[str, Any] | None:
     """What GFLOP/s are compared with, if any are; the comparison goes into the records."""
     results = [(r["dtype"], r["caches"][cache]) for r in records for cache in CACHES]
@@ -198,21 +155,11 @@ def _peak(job: Job, records: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _html(runs: list[dict[str, Any]], tables: list[Any], created: str) -> str:
-    environment = runs[0]["environment"]
-    facts = {
-        "measured": created,
-        "device": environment["device_model"],
-        "instruction set": str(environment["fastdiff"].get("cpu_isa")),
-        "torch": environment["torch"],
-        "fastdiff": environment["fastdiff"]["fastdiff"],
-        "system": f"{environment['platform']}, {environment['cores']} cores",
-        "command": " ".join(sys.argv),
-    }
     sections = list(tables)
     for run in runs:
         sections += plots.run_plots(run) if have_plots() else []
         sections += run_tables(run)
-    return page("fastdiff: kernels", _INTRODUCTION, facts, sections)
+    return page("fastdiff: kernels", _INTRODUCTION, facts(runs[0]["environment"], created), sections)
 
 
 def _shapes(text: str) -> tuple[str | tuple[int, ...], ...]:

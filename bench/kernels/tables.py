@@ -6,13 +6,10 @@ from typing import Any
 
 from bench import openvino
 from bench.kernels.measure import ALL_BASELINES, CACHES
+from bench.runs import threads_text
 from bench.table import Table
 
 Json = dict[str, Any]
-
-
-def threads_text(threads: int) -> str:
-    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def run_title(run: Json) -> str:

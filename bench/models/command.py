@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench import openvino, plots
-from bench.arguments import allocators, one_of, thread_counts, writable
+from bench.arguments import add_run_arguments, allocators, one_of, thread_counts
 from bench.models import DTYPES, MODELS
 from bench.models.measure import PEERS, ModelCase, measure_model
 from bench.peak import measure_peak
 from bench.report import page
+from bench.runs import facts, measure, now, threads_text, write_json, write_report
 from bench.table import Table
 from bench.timing import Budget
-from bench.worker import Job, run_job
-from fastdiff._files import atomic_write
+from bench.worker import Job
 
 HELP = "whole networks with random weights against diffusers, torch.compile and OpenVINO"
 SCHEMA = "fastdiff.bench.models/1"
@@ -46,10 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peers", type=one_of(PEERS), default=(), metavar="NAME[,...]", help=f"{', '.join(PEERS)}, beside diffusers"
     )
-    parser.add_argument("--allocator", choices=("tuned", "default", "both"), help="of glibc, on a CPU; default: both")
-    parser.add_argument("--quick", action="store_true", help="two repetitions: a first look, not a result")
-    parser.add_argument("--json", type=writable, metavar="FILE", help="write everything measured")
-    parser.add_argument("--report", type=writable, metavar="FILE.html", help="write tables and plots as one HTML file")
+    add_run_arguments(parser, "two repetitions")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -57,40 +51,31 @@ def run(arguments: argparse.Namespace) -> None:
     if openvino.NAME in arguments.peers and not openvino.available():
         raise ValueError("--peers openvino: it is not installed; pip install openvino")
     cases = tuple(ModelCase(model, dtype) for model in arguments.model for dtype in arguments.dtype)
-    measure = partial(measure_model, peers=arguments.peers, budget=QUICK if arguments.quick else FULL)
-    runs = []
-    for allocator in allocators(arguments):
-        for threads in arguments.threads:
-            runs.append(_measure(Job(cases, measure, arguments.device, threads, allocator)))
-            print(f"\n{table(runs[-1]).text()}", flush=True)
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    measure_one = partial(measure_model, peers=arguments.peers, budget=QUICK if arguments.quick else FULL)
+    jobs = [
+        Job(cases, measure_one, arguments.device, threads, allocator)
+        for allocator in allocators(arguments)
+        for threads in arguments.threads
+    ]
+    runs = measure(jobs, lambda job, _: {"peak_gflop_per_s": _peak(job)}, lambda run: [table(run)])
+    created = now()
     if arguments.json:
         content = {"schema": SCHEMA, "created": created, "command": sys.argv, "quick": arguments.quick, "runs": runs}
-        atomic_write(arguments.json, (json.dumps(content, indent=1) + "\n").encode())
-        print(f"\nwrote {arguments.json}")
+        write_json(arguments.json, content)
     if arguments.report:
-        _write_report(arguments.report, runs, created)
-        print(f"wrote {arguments.report}")
+        write_report(arguments.report, _html(runs, created))
 
 
-def _measure(job: Job) -> dict[str, Any]:
-    # Before the networks fill the caches and heat the cores.
-    peak = measure_peak().times(job.threads) if job.device == "cpu" else None
-    environment, *records = run_job(job)
-    return {
-        "allocator": job.allocator,
-        "threads": job.threads,
-        "environment": environment,
-        "peak_gflop_per_s": peak.gflop_per_s if peak else None,
-        "records": records,
-    }
+def _peak(job: Job) -> dict[str, float] | None:
+    """GFLOP/s by dtype."""
+    return measure_peak().times(job.threads).gflop_per_s if job.device == "cpu" else None
 
 
 def table(run: dict[str, Any]) -> Table:
     peers = [name for name in PEERS if any(name in record["contenders"] for record in run["records"])]
     headers = ["model", "dtype", "M weights", "fastdiff ms", "diffusers ms", "ratio"]
     headers += [f"{name} ratio" for name in peers] + ["GFLOP/s", "of peak", "MB", "diffusers MB"]
-    title = f"one evaluation, {run['allocator']} allocator, {run['threads']} threads"
+    title = f"one evaluation, {run['allocator']} allocator, {threads_text(run['threads'])}"
     rows = [_row(record, peers, run["peak_gflop_per_s"] or {}) for record in run["records"]]
     notes = [
         f"{record['model']} {record['dtype']}: without {name}: {reason}"
@@ -124,20 +109,11 @@ def medians(record: dict[str, Any]) -> dict[str, float]:
     return {name: timing["median_ms"] for name, timing in record["contenders"].items()}
 
 
-def _write_report(path: Path, runs: list[dict[str, Any]], created: str) -> None:
-    environment = runs[0]["environment"]
-    facts = {
-        "measured": created,
-        "device": environment["device_model"],
-        "instruction set": str(environment["fastdiff"].get("cpu_isa")),
-        "torch": environment["torch"],
-        "fastdiff": environment["fastdiff"]["fastdiff"],
-        "command": " ".join(sys.argv),
-    }
+def _html(runs: list[dict[str, Any]], created: str) -> str:
     sections: list[Table | str] = []
     for run in runs:
         if plots.available():
             groups = {f"{record['model']} {record['dtype']}": medians(record) for record in run["records"]}
             sections.append(plots.relative_times(table(run).title, groups, "diffusers"))
         sections.append(table(run))
-    atomic_write(path, page("fastdiff: models", _INTRODUCTION, facts, sections).encode())
+    return page("fastdiff: models", _INTRODUCTION, facts(runs[0]["environment"], created), sections)

@@ -1,0 +1,91 @@
+"""The runs of a benchmark, each a configuration in a process of its own, and the files that come of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bench import plots
+from bench.table import Table
+from bench.worker import Job, run_job
+from fastdiff._files import atomic_write
+
+_BUSY_LOAD = 0.7
+
+Json = dict[str, Any]
+
+
+def measure(
+    jobs: list[Job], complete: Callable[[Job, list[Json]], Json], tables: Callable[[Json], list[Table]]
+) -> list[Json]:
+    """Run the jobs one after the other, printing the tables of each as soon as it is there.
+
+    Args:
+        complete: (job, its records) -> what belongs to the run beside them.
+        tables: of a run.
+
+    Raises:
+        WorkerFailed: a configuration could not be measured.
+    """
+    load = os.getloadavg()[0]
+    if load > _BUSY_LOAD:
+        print(f"the machine is busy (load average {load:.1f}): times will scatter, trust the minima", file=sys.stderr)
+    runs = []
+    with tqdm(total=sum(len(job.cases) for job in jobs), unit="case", leave=False) as progress:
+        for job in jobs:
+            progress.set_description(f"{job.allocator} allocator, {threads_text(job.threads)}")
+            stream = run_job(job)
+            environment = next(stream)
+            records = []
+            for record in stream:
+                records.append(record)
+                progress.update()
+            run = {
+                "allocator": job.allocator,
+                "threads": job.threads,
+                "environment": environment,
+                **complete(job, records),
+                "records": records,
+            }
+            runs.append(run)
+            for table in tables(run):
+                tqdm.write(f"\n{table.text()}")
+    return runs
+
+
+def threads_text(threads: int) -> str:
+    return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def write_json(path: Path, content: Json) -> None:
+    atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())
+    print(f"\nwrote {path}")
+
+
+def write_report(path: Path, html: str) -> None:
+    atomic_write(path, html.encode())
+    print(f"wrote {path}" + ("" if plots.available() else " (no plots: matplotlib is not installed)"))
+
+
+def facts(environment: Json, created: str) -> dict[str, str]:
+    """What heads a report."""
+    return {
+        "measured": created,
+        "device": environment["device_model"],
+        "instruction set": str(environment["fastdiff"].get("cpu_isa")),
+        "torch": environment["torch"],
+        "fastdiff": environment["fastdiff"]["fastdiff"],
+        "system": f"{environment['platform']}, {environment['cores']} cores",
+        "command": " ".join(sys.argv),
+    }
