@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fastdiff._files import atomic_write
+from fastdiff._files import replacing
 from fastdiff.training.ema import EMA
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
@@ -33,7 +33,8 @@ def save_checkpoint(
             if parameter in optimizer.state:
                 tensors[f"optimizer.{key}.{name}"] = optimizer.state[parameter][key]
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    atomic_write(path, safetensors.torch.save(tensors, metadata={"training": json.dumps(metadata)}))
+    with replacing(path) as (file,):
+        safetensors.torch.save_file(tensors, file, metadata={"training": json.dumps(metadata)})
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
