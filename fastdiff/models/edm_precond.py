@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ def edm_coefficients(sigma: Tensor, sigma_data: float) -> Coefficients:
 
 
 @dataclass(frozen=True)
-class _PrecondConfig:
+class _PrecondConfig(ABC):
     """The keys that all preconditionings have.
 
     Args:
@@ -70,12 +71,12 @@ class _PrecondConfig:
         values = dataclasses.asdict(self.network_class().parse_config({**given, **self.model_kwargs}))
         object.__setattr__(self, "model_kwargs", {key: value for key, value in values.items() if key not in given})
 
-    def network_class(self) -> type[PretrainedModel]:
-        raise NotImplementedError
+    @abstractmethod
+    def network_class(self) -> type[PretrainedModel]: ...
 
+    @abstractmethod
     def given(self) -> dict[str, Any]:
         """The keys of the network's configuration that the preconditioning sets."""
-        raise NotImplementedError
 
     def network(self) -> PretrainedModel:
         """A new network."""
@@ -102,7 +103,7 @@ class _EDMPrecondConfig(_PrecondConfig):
         }
 
 
-class _Precond(PretrainedModel):
+class _Precond(PretrainedModel, ABC):
     """A denoiser made of a network."""
 
     config: Any
@@ -126,9 +127,9 @@ class _Precond(PretrainedModel):
         super().enable_gradient_checkpointing(enable)
         self.network.enable_gradient_checkpointing(enable)
 
+    @abstractmethod
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """Those of the noise levels `sigma` (N,), float32 or float64."""
-        raise NotImplementedError
 
     def _denoised(
         self, x: Tensor, sigma: Tensor | float, force_fp32: bool, **labels: Tensor | None

@@ -31,7 +31,34 @@ _SONG_EPS, _ADM_EPS = 1e-6, 1e-5  # of the group norms
 
 
 @dataclass(frozen=True)
-class SongUNetConfig:
+class _EDMUNetConfig:
+    """The keys of both networks."""
+
+    img_resolution: int
+    in_channels: int
+    out_channels: int
+    label_dim: int = 0
+    augment_dim: int = 0
+    model_channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 2, 2)
+    channel_mult_emb: int = 4
+    num_blocks: int = 4
+    attn_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.10
+    label_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_u_net(self)
+        config_checks.require_positive(self, "in_channels", "out_channels", "channel_mult_emb")
+        config_checks.require_at_least(0, self, "augment_dim")
+        config_checks.require_between(0, 1, self, "label_dropout")
+        # Four channels a group at least, and a sine for each cosine.
+        if self.model_channels % 4:
+            raise ValueError(f"model_channels must be a multiple of 4, got {self.model_channels}")
+
+
+@dataclass(frozen=True)
+class SongUNetConfig(_EDMUNetConfig):
     """The configuration of :class:`SongUNet`: names, defaults and meanings of NVlabs/edm. The defaults are of DDPM++.
 
     Args:
@@ -56,18 +83,6 @@ class SongUNetConfig:
         ValueError: a value that is not supported or does not fit the others, with its key and what is allowed.
     """
 
-    img_resolution: int
-    in_channels: int
-    out_channels: int
-    label_dim: int = 0
-    augment_dim: int = 0
-    model_channels: int = 128
-    channel_mult: tuple[int, ...] = (1, 2, 2, 2)
-    channel_mult_emb: int = 4
-    num_blocks: int = 4
-    attn_resolutions: tuple[int, ...] = (16,)
-    dropout: float = 0.10
-    label_dropout: float = 0.0
     embedding_type: str = "positional"
     channel_mult_noise: int = 1
     encoder_type: str = "standard"
@@ -75,7 +90,7 @@ class SongUNetConfig:
     resample_filter: tuple[float, ...] = (1, 1)
 
     def __post_init__(self) -> None:
-        _check_edm(self)
+        super().__post_init__()
         check_filter(self)
         config_checks.require_positive(self, "channel_mult_noise")
         config_checks.require_choice(
@@ -87,7 +102,7 @@ class SongUNetConfig:
 
 
 @dataclass(frozen=True)
-class DhariwalUNetConfig:
+class DhariwalUNetConfig(_EDMUNetConfig):
     """The configuration of :class:`DhariwalUNet`: names, defaults and meanings of NVlabs/edm.
 
     The keys mean what they mean in :class:`SongUNetConfig`. The defaults are those of ImageNet at 64 x 64.
@@ -96,31 +111,10 @@ class DhariwalUNetConfig:
         ValueError: a value that is not supported or does not fit the others, with its key and what is allowed.
     """
 
-    img_resolution: int
-    in_channels: int
-    out_channels: int
-    label_dim: int = 0
-    augment_dim: int = 0
     model_channels: int = 192
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
-    channel_mult_emb: int = 4
     num_blocks: int = 3
     attn_resolutions: tuple[int, ...] = (32, 16, 8)
-    dropout: float = 0.10
-    label_dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_edm(self)
-
-
-def _check_edm(config: Any) -> None:
-    check_u_net(config)
-    config_checks.require_positive(config, "in_channels", "out_channels", "channel_mult_emb")
-    config_checks.require_at_least(0, config, "augment_dim")
-    config_checks.require_between(0, 1, config, "label_dropout")
-    # Four channels a group at least, and a sine for each cosine.
-    if config.model_channels % 4:
-        raise ValueError(f"model_channels must be a multiple of 4, got {config.model_channels}")
 
 
 class _EDMUNet(PretrainedModel):

@@ -1,4 +1,4 @@
-"""Feature maps at half or double the resolution, through a filter of a few taps."""
+"""Feature maps (N, C, H, W) at half or double the resolution."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def double(x: Tensor) -> Tensor:
+    """Every pixel four times."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def halve(x: Tensor) -> Tensor:
+    """The mean of every four pixels."""
+    return F.avg_pool2d(x, 2)
 
 
 def resample(
@@ -23,7 +33,7 @@ def resample(
     if mode is None:
         return x
     if len(taps) == 2 and taps[0] == taps[1]:
-        return F.avg_pool2d(x, 2) if mode == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return halve(x) if mode == "down" else double(x)
     work = _workable(x)
     kernel = filter_kernel(taps, x.device) if kernel is None else kernel
     kernel = kernel.to(work.dtype).expand(x.shape[1], -1, -1, -1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdiff import ops
+from fastdiff.models.resampling import double, halve
 from fastdiff.nn import Conv2d, GroupNormSiLU, Linear
 
 
@@ -57,16 +58,6 @@ Resample = Callable[[Tensor], Tensor]
 
 MakeAttention = Callable[[int], nn.Module]
 """Makes the attention behind layer i: a module that takes the feature map and, in a model with text, the text."""
-
-
-def double(x: Tensor) -> Tensor:
-    """Every pixel four times."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
-def halve(x: Tensor) -> Tensor:
-    """The mean of every four pixels."""
-    return F.avg_pool2d(x, 2)
 
 
 class ResnetBlock2D(nn.Module):

@@ -162,7 +162,7 @@ def _translated_errors(folder: Path) -> Iterator[None]:
     """ValueError in place of what transformers and its libraries raise for damaged files, which may be anything."""
     try:
         yield
-    except ImportError:
+    except (ImportError, MemoryError):  # which say nothing of the files
         raise
     except Exception as error:
         raise ValueError(f"what is in {folder} cannot be opened: {error}") from error
