@@ -18,9 +18,11 @@ if(NOT CMAKE_CUDA_ARCHITECTURES)
   # The last one carries PTX too, for GPUs newer than this list.
   set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90-real 100-real 120)
 endif()
-set(CMAKE_CUDA_STANDARD 17)
-set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
+set_target_properties(_C PROPERTIES
+  CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}"
+  CUDA_STANDARD 17
+  CUDA_RUNTIME_LIBRARY Static)
 message(STATUS "fastdiff: CUDA kernels for ${CMAKE_CUDA_ARCHITECTURES}")
 
 target_sources(_C PRIVATE

@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from cuda_compiler import MISSING, find_nvcc, nvcc, nvcc_version, run
+
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "cubin"
 ARCHITECTURES = (80, 90, 100, 120)
@@ -139,8 +141,8 @@ def violations(kernel: Kernel, rules: Sequence[Rule], kernels: Sequence[Kernel] 
 
 def missing_tools() -> str | None:
     """Why the gate cannot run here, or None if it can."""
-    if _nvcc() is None:
-        return "nvcc was not found on PATH, in CUDA_HOME or in /usr/local/cuda"
+    if find_nvcc() is None:
+        return MISSING
     if _binary_tools() is None:
         return "cuobjdump was not found: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
     if shutil.which("c++filt") is None:
@@ -164,18 +166,8 @@ def compile_cubin(source: Path, architecture: int) -> tuple[Path, str]:
     if not (cubin.exists() and log.exists()):
         CACHE.mkdir(parents=True, exist_ok=True)
         partial = cubin.with_suffix(f".{os.getpid()}.partial")
-        output = _run(
-            [
-                _nvcc() or "nvcc",
-                *NVCC_FLAGS,
-                f"-arch=sm_{architecture}",
-                f"-I{ROOT / 'csrc'}",
-                "-cubin",
-                "-o",
-                partial,
-                source,
-            ]
-        )
+        include = f"-I{ROOT / 'csrc'}"
+        output = nvcc(*NVCC_FLAGS, f"-arch=sm_{architecture}", include, "-cubin", "-o", partial, source)
         log.write_text(output)
         partial.rename(cubin)
     return cubin, log.read_text()
@@ -275,21 +267,10 @@ def _demangle(names: Sequence[str]) -> dict[str, str]:
 
 def _content_key(source: Path, architecture: int) -> str:
     headers = sorted(path for name in ("cuda", "common") for path in (ROOT / "csrc" / name).iterdir())
-    digest = hashlib.sha256(repr((_nvcc_version(), NVCC_FLAGS, architecture)).encode())
+    digest = hashlib.sha256(repr((nvcc_version(), NVCC_FLAGS, architecture)).encode())
     for path in [source, *headers]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-@functools.cache
-def _nvcc() -> str | None:
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
-
-
-@functools.cache
-def _nvcc_version() -> str:
-    return _run([_nvcc() or "nvcc", "--version"])
 
 
 @functools.cache
@@ -304,14 +285,7 @@ def _binary_tools() -> Path | None:
 def _cuobjdump(option: str, cubin: Path) -> str:
     tools = _binary_tools()
     environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', '')}"}  # it calls nvdisasm
-    return _run([f"{tools}/cuobjdump", option, cubin], environment)
-
-
-def _run(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> str:
-    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if result.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{result.stdout}")
-    return result.stdout
+    return run([f"{tools}/cuobjdump", option, cubin], environment)
 
 
 def _round_up(value: int, unit: int) -> int:

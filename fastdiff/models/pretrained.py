@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import safetensors.torch
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -26,6 +25,7 @@ from fastdiff.models.weights import (
     read_tensors,
     read_weights,
     remove_shards,
+    write_tensors,
 )
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class PretrainedModel(nn.Module):
         with replacing(folder / CONFIG_NAME, folder / WEIGHTS_NAME) as (config_file, weights_file):
             config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             # "format" is what transformers and diffusers ask for.
-            safetensors.torch.save_file(state, weights_file, metadata={"format": "pt"})
+            write_tensors(weights_file, state, {"format": "pt"})
         remove_shards(folder)
 
     def _config_to_save(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -99,6 +100,14 @@ def read_tensors(path: Path, names: Container[str] | None = None) -> Iterator[tu
         for name in file.keys():  # noqa: SIM118 (it is no dict)
             if names is None or name in names:
                 yield name, file.get_tensor(name)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file of tensors that are contiguous and on the CPU. OSError if that fails: a full disk."""
+    try:
+        safetensors.torch.save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 @contextmanager

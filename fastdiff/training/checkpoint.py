@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fastdiff._files import replacing
+from fastdiff.models.weights import write_tensors
 from fastdiff.training.ema import EMA
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
@@ -34,7 +35,7 @@ def save_checkpoint(
                 tensors[f"optimizer.{key}.{name}"] = optimizer.state[parameter][key]
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as (file,):
-        safetensors.torch.save_file(tensors, file, metadata={"training": json.dumps(metadata)})
+        write_tensors(file, tensors, {"training": json.dumps(metadata)})
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 import os
 import re
@@ -11,6 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from cuda_compiler import MISSING, find_nvcc, nvcc, nvcc_version
 from ptx.machine import Program
 from ptx.syntax import Module, PtxError
 
@@ -24,8 +24,8 @@ NVCC_FLAGS = ("-std=c++17", "-O3", f"-arch=compute_{ARCHITECTURE}")
 
 def missing_tools() -> str | None:
     """Why nothing can be compiled here, or None if it can."""
-    if _nvcc() is None:
-        return "nvcc was not found on PATH, in CUDA_HOME or in /usr/local/cuda"
+    if find_nvcc() is None:
+        return MISSING
     if shutil.which("c++filt") is None:
         return "c++filt was not found: install binutils"
     return None
@@ -37,7 +37,7 @@ def compile_ptx(source: Path) -> str:
     if not target.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(f".{os.getpid()}.partial")
-        _run([_nvcc() or "nvcc", *NVCC_FLAGS, f"-I{ROOT / 'csrc'}", "-ptx", "-o", partial, source])
+        nvcc(*NVCC_FLAGS, f"-I{ROOT / 'csrc'}", "-ptx", "-o", partial, source)
         partial.rename(target)
     return target.read_text()
 
@@ -80,7 +80,7 @@ def demangle(names: list[str]) -> list[str]:
 
 def _content_key(source: Path) -> str:
     """Of the compiler, its flags, and the source with all that it includes of this repository."""
-    digest = hashlib.sha256(repr((_nvcc_version(), NVCC_FLAGS)).encode())
+    digest = hashlib.sha256(repr((nvcc_version(), NVCC_FLAGS)).encode())
     pending, seen = [source], {source}
     while pending:
         content = pending.pop().read_bytes()
@@ -91,21 +91,3 @@ def _content_key(source: Path) -> str:
                 seen.add(included)
                 pending.append(included)
     return digest.hexdigest()[:16]
-
-
-@functools.cache
-def _nvcc() -> str | None:
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
-
-
-@functools.cache
-def _nvcc_version() -> str:
-    return _run([_nvcc() or "nvcc", "--version"])
-
-
-def _run(command: list[str | Path]) -> str:
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if result.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{result.stdout}")
-    return result.stdout

@@ -1,0 +1,36 @@
+"""nvcc, where it is installed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+MISSING = "nvcc was not found on PATH, in CUDA_HOME or in /usr/local/cuda"
+
+
+@functools.cache
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+
+
+@functools.cache
+def nvcc_version() -> str:
+    return nvcc("--version")
+
+
+def nvcc(*arguments: str | Path) -> str:
+    """What nvcc prints. RuntimeError with that if it fails."""
+    return run([find_nvcc() or "nvcc", *arguments])
+
+
+def run(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> str:
+    """What a tool prints. RuntimeError with that if it fails."""
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if result.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{result.stdout}")
+    return result.stdout
