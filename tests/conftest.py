@@ -1,9 +1,14 @@
+import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 from backends import BACKENDS, Backend, backend
 
 import fastdiff
+
+# The processes that pytest-xdist starts share the cores.
+torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
 @pytest.fixture(params=BACKENDS)

@@ -17,7 +17,7 @@ def run_tests(isa: str, file: str, selection: str) -> None:
         pytest.skip("in use: all other tests run it")
     if isa not in fastdiff.build_info()["cpu_isas_supported"]:
         pytest.skip(f"this processor has no {isa}")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", file, "-k", f"not cuda and ({selection})"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", file, "-k", f"not cuda and ({selection})"]
     environment = {**os.environ, "FASTDIFF_CPU_ISA": isa, "PYTEST_ADDOPTS": ""}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:]
