@@ -13,9 +13,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from bench import samplers  # noqa: E402
 from bench.kernels import command as kernels  # noqa: E402
 from bench.models import command as models  # noqa: E402
+from bench.pipelines import command as pipelines  # noqa: E402
 from bench.worker import WorkerFailed  # noqa: E402
 
-COMMANDS = {"kernels": kernels, "samplers": samplers, "models": models}
+COMMANDS = {"kernels": kernels, "samplers": samplers, "models": models, "pipeline": pipelines}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 from tqdm import tqdm
 
 from bench import plots
+from bench.arguments import allocators
+from bench.device import Device
+from bench.report import page
 from bench.table import Table
 from bench.worker import Job, run_job
 from fastdiff._files import atomic_write
@@ -20,6 +24,17 @@ from fastdiff._files import atomic_write
 _BUSY_LOAD = 0.7
 
 Json = dict[str, Any]
+
+
+def jobs_for(
+    arguments: argparse.Namespace, cases: Sequence[Any], measure_one: Callable[[Any, Device], Json]
+) -> list[Job]:
+    """The cases with each setting of the allocator and each number of threads."""
+    return [
+        Job(cases, measure_one, arguments.device, threads, allocator)
+        for allocator in allocators(arguments)
+        for threads in arguments.threads
+    ]
 
 
 def measure(
@@ -76,6 +91,44 @@ def write_json(path: Path, content: Json) -> None:
 def write_report(path: Path, html: str) -> None:
     atomic_write(path, html.encode())
     print(f"wrote {path}" + ("" if plots.available() else " (no plots: matplotlib is not installed)"))
+
+
+def write_results(
+    arguments: argparse.Namespace,
+    runs: list[Json],
+    name: str,
+    introduction: str,
+    table: Callable[[Json], Table],
+    label: Callable[[Json], str],
+) -> None:
+    """What was asked for of JSON, and of an HTML report whose plots show times over diffusers'.
+
+    Args:
+        name: of the benchmark.
+        label: of a record in the plots.
+    """
+    created = now()
+    if arguments.json:
+        content = {"schema": f"fastdiff.bench.{name}/1", "created": created, "command": sys.argv}
+        write_json(arguments.json, {**content, "quick": arguments.quick, "runs": runs})
+    if arguments.report:
+        sections: list[Table | str] = []
+        for run in runs:
+            if plots.available():
+                groups = {label(record): medians(record) for record in run["records"]}
+                sections.append(plots.relative_times(table(run).title, groups, "diffusers"))
+            sections.append(table(run))
+        heading = facts(runs[0]["environment"], created)
+        write_report(arguments.report, page(f"fastdiff: {name}", introduction, heading, sections))
+
+
+def medians(record: Json) -> dict[str, float]:
+    """Milliseconds, by contender."""
+    return {name: timing["median_ms"] for name, timing in record["contenders"].items()}
+
+
+def megabytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e6:.0f}"
 
 
 def facts(environment: Json, created: str) -> dict[str, str]:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 from typing import Any
 
 import torch
 
-from bench import openvino, plots
-from bench.arguments import add_run_arguments, allocators, one_of, thread_counts
+from bench import openvino
+from bench.arguments import add_run_arguments, one_of, thread_counts
 from bench.models import DTYPES, MODELS
 from bench.models.measure import PEERS, ModelCase, measure_model
 from bench.peak import measure_peak
-from bench.report import page
-from bench.runs import facts, measure, now, threads_text, write_json, write_report
+from bench.runs import jobs_for, measure, medians, megabytes, threads_text, write_results
 from bench.table import Table
 from bench.timing import Budget
 from bench.worker import Job
 
 HELP = "whole networks with random weights against diffusers, torch.compile and OpenVINO"
-SCHEMA = "fastdiff.bench.models/1"
 FULL = Budget(seconds=120.0, min_repetitions=5, max_repetitions=50)
 QUICK = Budget(seconds=0.0, min_repetitions=2, max_repetitions=2)
 _INTRODUCTION = (
@@ -52,18 +49,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("--peers openvino: it is not installed; pip install openvino")
     cases = tuple(ModelCase(model, dtype) for model in arguments.model for dtype in arguments.dtype)
     measure_one = partial(measure_model, peers=arguments.peers, budget=QUICK if arguments.quick else FULL)
-    jobs = [
-        Job(cases, measure_one, arguments.device, threads, allocator)
-        for allocator in allocators(arguments)
-        for threads in arguments.threads
-    ]
+    jobs = jobs_for(arguments, cases, measure_one)
     runs = measure(jobs, lambda job, _: {"peak_gflop_per_s": _peak(job)}, lambda run: [table(run)])
-    created = now()
-    if arguments.json:
-        content = {"schema": SCHEMA, "created": created, "command": sys.argv, "quick": arguments.quick, "runs": runs}
-        write_json(arguments.json, content)
-    if arguments.report:
-        write_report(arguments.report, _html(runs, created))
+    write_results(arguments, runs, "models", _INTRODUCTION, table, lambda of: f"{of['model']} {of['dtype']}")
 
 
 def _peak(job: Job) -> dict[str, float] | None:
@@ -100,20 +88,5 @@ def _row(record: dict[str, Any], peers: list[str], peaks: dict[str, float]) -> l
         *(f"{times[name] / ours:.2f}" if name in times else "-" for name in peers),
         f"{gflop_per_s:.0f}",
         f"{100 * gflop_per_s / peak:.0f}%" if peak else "-",
-        *("-" if size is None else f"{size / 1e6:.0f}" for size in memory),
+        *map(megabytes, memory),
     ]
-
-
-def medians(record: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds, by contender."""
-    return {name: timing["median_ms"] for name, timing in record["contenders"].items()}
-
-
-def _html(runs: list[dict[str, Any]], created: str) -> str:
-    sections: list[Table | str] = []
-    for run in runs:
-        if plots.available():
-            groups = {f"{record['model']} {record['dtype']}": medians(record) for record in run["records"]}
-            sections.append(plots.relative_times(table(run).title, groups, "diffusers"))
-        sections.append(table(run))
-    return page("fastdiff: models", _INTRODUCTION, facts(runs[0]["environment"], created), sections)

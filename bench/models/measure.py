@@ -23,7 +23,7 @@ from bench.worker import WrongResult
 PEERS = ("compile", openvino.NAME)
 # Root mean square of the difference from diffusers, as a part of that of its result. Two correct implementations differ
 # by their roundings, some of them many layers deep; wrong ones by the whole.
-_ALLOWED = {"fp32": 1e-3, "bf16": 1e-1}
+ALLOWED_ERRORS = {"fp32": 1e-3, "bf16": 1e-1}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ModelCase:
 def measure_model(case: ModelCase, device: Device, *, peers: tuple[str, ...], budget: Budget) -> dict[str, Any]:
     """The record of one case, ready for JSON. Raises WrongResult, ImportError."""
     bench_model, dtype = MODELS[case.model], DTYPES[case.dtype]
-    ours, theirs = _twins(bench_model, dtype, device.name)
+    ours, theirs = twins(bench_model, dtype, device.name)
     inputs = _inputs(bench_model, dtype, device.name)
     calls: dict[str, Call] = {
         "fastdiff": lambda: _result(ours, bench_model.method, inputs),
@@ -45,9 +45,9 @@ def measure_model(case: ModelCase, device: Device, *, peers: tuple[str, ...], bu
     with FlopCounterMode(display=False) as counter:
         expected = calls["diffusers"]()
     left_out = _add_peers(calls, bench_model, theirs, inputs, peers)
-    errors = {name: _error(call(), expected) for name, call in calls.items()}
+    errors = {name: relative_error(call(), expected) for name, call in calls.items()}
     for name, error in errors.items():
-        if not error <= _ALLOWED[case.dtype]:  # NaN is refused too
+        if not error <= ALLOWED_ERRORS[case.dtype]:  # NaN is refused too
             raise WrongResult(f"{case.model} {case.dtype}: {name} differs from diffusers by {error:.2g} of its result")
     memory = {name: peak_bytes(calls[name]) for name in ("fastdiff", "diffusers")} if device.name == "cpu" else {}
     timings = interleave(calls, device.measure, budget, prepare=lambda call: None)
@@ -62,7 +62,7 @@ def measure_model(case: ModelCase, device: Device, *, peers: tuple[str, ...], bu
     }
 
 
-def _twins(bench_model: BenchModel, dtype: torch.dtype, device: str) -> tuple[nn.Module, nn.Module]:
+def twins(bench_model: BenchModel, dtype: torch.dtype, device: str) -> tuple[nn.Module, nn.Module]:
     """Ours and diffusers' model, on the same weights in memory."""
     import diffusers
 
@@ -126,7 +126,8 @@ def _add_peers(
     return left_out
 
 
-def _error(got: Tensor, expected: Tensor) -> float:
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """Root mean square of the difference over that of what is expected."""
     expected = expected.double()
     return ((got.double() - expected).square().mean().sqrt() / expected.square().mean().sqrt()).item()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
@@ -18,19 +17,6 @@ from bench.worker import WrongResult
 
 pytest.importorskip("diffusers")
 ONCE = Budget(0.0, 1, 1)
-SMALL = {
-    "sd15_unet": {"block_out_channels": (32, 64, 64, 64), "layers_per_block": 1},
-    "dit_xl_2": {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16},
-    "sd_vae_decode": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
-}
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """The models with their own block types and inputs, a hundredth of the size."""
-    for name, values in SMALL.items():
-        model = MODELS[name]
-        monkeypatch.setitem(MODELS, name, dataclasses.replace(model, config={**model.config, **values}))
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))
