@@ -15,6 +15,7 @@
 #include "common/philox.h"
 #include "common/qk_norm_rope.h"
 #include "common/sampler_step.h"
+#include "common/split_product.h"
 #include "common/timestep_embedding.h"
 #include "common/winograd.h"
 
@@ -81,6 +82,10 @@ struct CpuBackend {
     cpu::kernels().qk_norm_rope_backward(b, threads());
   }
   static void sampler_step(const SamplerStepParams& p, const Tensor&) { cpu::kernels().sampler_step(p, threads()); }
+  static bool split_product(const SplitProductParams& p, const Tensor&) {
+    return cpu::kernels().split_product(p, threads());
+  }
+  static void split_weight(const SplitWeightParams& p, const Tensor&) { cpu::kernels().split_weight(p, threads()); }
   static void timestep_embedding(const TimestepEmbeddingParams& p, const Tensor&) {
     cpu::kernels().timestep_embedding(p, threads());
   }

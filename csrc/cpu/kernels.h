@@ -14,6 +14,7 @@
 #include "common/philox.h"
 #include "common/qk_norm_rope.h"
 #include "common/sampler_step.h"
+#include "common/split_product.h"
 #include "common/timestep_embedding.h"
 #include "common/winograd.h"
 #include "cpu/threads.h"
@@ -37,6 +38,8 @@ struct Kernels {
   void (*qk_norm_rope)(const QkNormRopeParams&, const Threads&);
   void (*qk_norm_rope_backward)(const QkNormRopeBackwardParams&, const Threads&);
   void (*sampler_step)(const SamplerStepParams&, const Threads&);
+  bool (*split_product)(const SplitProductParams&, const Threads&) = nullptr;  // these need a tile unit
+  void (*split_weight)(const SplitWeightParams&, const Threads&) = nullptr;
   void (*timestep_embedding)(const TimestepEmbeddingParams&, const Threads&);
   void (*winograd_input)(const WinogradInputParams&, const Threads&);
   void (*winograd_output)(const WinogradOutputParams&, const Threads&);

@@ -19,7 +19,9 @@ class Conv2d(Keeper, nn.Conv2d):
     * In float32, for 3x3 convolutions of unit stride, the 16 parts of minimal filtering, F(2x2, 3x3)
       (arXiv:1509.09308), with 16 multiplications in place of 36: 1.4 to 2.5 times as fast as oneDNN's channels-last
       convolution, with a third of its error (that of the contiguous map is smaller yet). The copy has 16/9 the size of
-      the weight. What is infinite or NaN reaches one pixel further, and an infinity makes NaN.
+      the weight. What is infinite or NaN reaches one pixel further, and an infinity makes NaN. On a processor with a
+      tile unit (AMX) that multiplies the parts, see ``fastdiff.nn.split_products``: faster again, with a copy of 8/3
+      the size, and samples with an infinity or NaN are convolved as without it.
 
     A change of the weight is seen as :class:`fastdiff.nn.Attention` sees it.
 
@@ -32,12 +34,21 @@ class Conv2d(Keeper, nn.Conv2d):
         if not self._prepacks(input):
             return super().forward(input)
         if self._filters_3x3() and winograd.suits(input, self.out_channels):
-            parts = self.keep((self.weight,), "winograd", lambda: winograd.pack(self.weight))
-            return winograd.convolve(input, parts, self.bias, self.out_channels)
+            return self._filter(input)
         arrangement = (self.padding, self.stride, self.dilation, self.groups)
         pack = torch.ops.mkldnn._reorder_convolution_weight
         weight = self.keep((self.weight,), "direct", lambda: pack(self.weight, *arrangement, input.shape))
         return torch.ops.mkldnn._convolution_pointwise(input, weight, self.bias, *arrangement, "none", [], "")
+
+    def _filter(self, x: Tensor) -> Tensor:
+        split = winograd.splits(x)
+        setting = "split winograd" if split else "winograd"
+        parts = self.keep((self.weight,), setting, lambda: winograd.pack(self.weight, split))
+        result, reliable = winograd.convolve(x, parts, self.bias, self.out_channels)
+        if not reliable:
+            samples = ~result.isfinite().flatten(1).all(1)
+            result[samples] = super().forward(x[samples])
+        return result
 
     def _filters_3x3(self) -> bool:
         """Whether every pixel becomes a weighted sum of its neighbourhood, over all channels."""

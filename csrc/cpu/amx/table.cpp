@@ -10,12 +10,16 @@ namespace amx {
 
 void attention(const AttentionParams&, const Threads&);
 void attention_backward(const AttentionBackwardParams&, const Threads&);
+bool split_product(const SplitProductParams&, const Threads&);
+void split_weight(const SplitWeightParams&, const Threads&);
 
 Kernels table() {
   Kernels kernels = avx512_bf16::table();
   kernels.isa = "amx";
   kernels.attention = attention;
   kernels.attention_backward = attention_backward;
+  kernels.split_product = split_product;
+  kernels.split_weight = split_weight;
   return kernels;
 }
 

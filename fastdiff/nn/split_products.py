@@ -1,0 +1,67 @@
+"""Products of float32 matrices on the bfloat16 tile unit (AMX) of a processor, with the accuracy of float32.
+
+A float32 number is the sum of three of bfloat16. Six of the nine products of such parts are summed, the others being
+smaller than what float32 rounds away (Henry, Tang, Heinecke, Leveraging the bfloat16 Artificial Intelligence Datatype
+For Higher-Precision Computations, arXiv:1904.06376). Errors are about half those of a plain sum in float32. A row's
+result is the same, to the bit, whatever other rows there are and on any number of threads.
+
+The unit reads subnormal numbers as zero: what parts of an operand lie below 1.2e-38 is lost.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastdiff import _extension
+
+LEAST_ROWS = 32
+"""With fewer, reading the weight, half as large again as the plain one, takes longer than the multiplications."""
+
+_TOO_LARGE = float.fromhex("0x1.ffp127")
+"""What rounds to infinity in bfloat16."""
+
+
+class SplitWeight(NamedTuple):
+    """The parts of weights (products, out, in) as the tile unit wants them, 1.5 times the size of these."""
+
+    packed: Tensor
+    out_features: int
+
+
+@functools.lru_cache(maxsize=1)
+def available() -> bool:
+    """Whether this processor has a tile unit, and the kernels for it are in use."""
+    return _extension._C is not None and _extension._C.build_info()["cpu_isa"] == "amx"
+
+
+def pack(weights: Tensor) -> SplitWeight | None:
+    """Weights (products, out, in) laid out for :func:`multiply`; None if a number is not finite or too large."""
+    if weights.numel() == 0:
+        return None
+    least, greatest = (extreme.item() for extreme in torch.aminmax(weights))
+    if not max(-least, greatest) < _TOO_LARGE:  # which NaN is not, either
+        return None
+    return SplitWeight(torch.ops.fastdiff.split_weight.default(weights.contiguous()), weights.shape[1])
+
+
+def multiply(x: Tensor, weight: SplitWeight, bias: Tensor | None = None) -> tuple[Tensor, bool]:
+    """x (products, rows, in) times the weights: (products, rows, out), and whether all of that is finite.
+
+    What is not finite may differ from the result in float32: that of a row with infinities, or numbers above 3.38e38.
+    """
+    y = x.new_empty(*x.shape[:2], weight.out_features)
+    return y, torch.ops.fastdiff.split_product.default(x.contiguous(), weight.packed, bias, y)
+
+
+def linear(x: Tensor, split: SplitWeight, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` of a weight (out, in) and what :func:`pack` has made of it, as weights of one product."""
+    (y,), finite = multiply(x.reshape(1, -1, x.shape[-1]), split, bias)
+    if not finite:
+        rows = ~y.isfinite().all(-1)
+        y[rows] = F.linear(x.reshape(-1, x.shape[-1])[rows], weight, bias)
+    return y.view(*x.shape[:-1], split.out_features)
