@@ -41,9 +41,7 @@ class Conv2d(Keeper, nn.Conv2d):
         return torch.ops.mkldnn._convolution_pointwise(input, weight, self.bias, *arrangement, "none", [], "")
 
     def _filter(self, x: Tensor) -> Tensor:
-        split = winograd.splits(x)
-        setting = "split winograd" if split else "winograd"
-        parts = self.keep((self.weight,), setting, lambda: winograd.pack(self.weight, split))
+        parts = self.keep((self.weight,), "winograd", lambda: winograd.pack(self.weight))
         result, reliable = winograd.convolve(x, parts, self.bias, self.out_channels)
         if not reliable:
             samples = ~result.isfinite().flatten(1).all(1)

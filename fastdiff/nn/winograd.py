@@ -20,11 +20,9 @@ from fastdiff.nn.split_products import SplitWeight
 _CHUNK_TILES = 128
 """Worked on at a time, so that parts and products stay in the cache."""
 _LEAST_TILES = 16
-"""With fewer, reading the weight, 16/9 the size of the plain one, takes longer than the multiplications saved."""
-_LEAST_SPLIT_TILES = 64
-"""With fewer, the tile unit, whose weight is half as large again, has no advantage over a library."""
+"""With fewer, reading the weight, larger than the plain one, takes longer than the multiplications saved."""
 _LEAST_CHANNELS = 128
-"""With fewer, splitting and merging does. These are of one sample: its result must not depend on the others."""
+"""With fewer, splitting and merging does. Both are of one sample: its result must not depend on the others."""
 _CHANNELS = 16  # they come in multiples of this
 
 Parts = SplitWeight | Tensor | list[Tensor]
@@ -43,19 +41,14 @@ def suits(x: Tensor, out_channels: int) -> bool:
     )
 
 
-def splits(x: Tensor) -> bool:
-    """Whether the tile unit multiplies the parts of x (N, C, H, W): whether there is one, and work enough for it."""
-    return split_products.available() and _tiles(x[:1]) >= _LEAST_SPLIT_TILES
-
-
-def pack(weight: Tensor, split: bool = False) -> Parts:
-    """The 16 parts G w G^T of a weight (O, C, 3, 3), as :func:`convolve` takes them; for the tile unit with `split`."""
+def pack(weight: Tensor) -> Parts:
+    """The 16 parts G w G^T of a weight (O, C, 3, 3), as :func:`convolve` takes them."""
     out_channels, channels = weight.shape[:2]
     rows = [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
     g = torch.tensor(rows, dtype=weight.dtype, device=weight.device)
     pixels = weight.permute(2, 3, 0, 1).reshape(9, -1)
     parts = (torch.kron(g, g) @ pixels).view(16, out_channels, channels)
-    packed = split_products.pack(parts) if split else None
+    packed = split_products.pack(parts) if split_products.available() else None
     if packed is not None:
         return packed
     if onednn_has_faster_products():

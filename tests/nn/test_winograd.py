@@ -23,46 +23,45 @@ def no_grad():
 
 
 @pytest.fixture(params=("batched", "linear", "split"))
-def split(request, monkeypatch) -> bool:
+def products(request, monkeypatch) -> None:
     """Who multiplies the parts: the one library or the other where it is the faster, or the tile unit."""
     monkeypatch.setattr(winograd, "onednn_has_faster_products", lambda: request.param == "linear")
-    if request.param == "split" and not split_products.available():
+    if request.param != "split":
+        monkeypatch.setattr(split_products, "available", lambda: False)
+    elif not split_products.available():
         pytest.skip("this processor has no tile unit, or its kernels are not in use")
-    return request.param == "split"
 
 
 def random_map(batch: int, channels: int, height: int, width: int) -> torch.Tensor:
     return torch.randn(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
 
 
-def convolve(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, split: bool = False
-) -> torch.Tensor:
-    return winograd.convolve(x, winograd.pack(weight, split), bias, len(weight))[0]
+def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return winograd.convolve(x, winograd.pack(weight), bias, len(weight))[0]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("channels", "out_channels"), ((64, 80), (96, 64)))
-def test_whole_numbers_are_exact(split, size, channels, out_channels) -> None:
+def test_whole_numbers_are_exact(products, size, channels, out_channels) -> None:
     """Nothing is rounded where the parts are whole numbers, too: every result is the sum's, to the bit."""
     batch, height, width = size
     x = torch.randint(-8, 9, (batch, channels, height, width)).float().contiguous(memory_format=torch.channels_last)
     weight, bias = 4 * torch.randint(-3, 4, (out_channels, channels, 3, 3)).float(), torch.randn(out_channels).round()
-    y = convolve(x, weight, bias, split)
+    y = convolve(x, weight, bias)
     assert torch.equal(y, F.conv2d(x, weight, bias, padding=1))
     assert y.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(convolve(x, weight, None, split), F.conv2d(x, weight, padding=1))
+    assert torch.equal(convolve(x, weight), F.conv2d(x, weight, padding=1))
 
 
 @pytest.mark.parametrize("mean", (0.0, 10.0))
 @pytest.mark.parametrize("channels", (64, 320))
-def test_as_exact_as_the_sum(split, channels, mean) -> None:
+def test_as_exact_as_the_sum(products, channels, mean) -> None:
     def draw():
         x, bias = random_map(2, channels, 15, 14) + mean, torch.randn(96)
         weight = torch.randn(96, channels, 3, 3) / (9 * channels) ** 0.5
         eager = F.conv2d(x, weight, bias, padding=1)
         exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
-        return {"y": (convolve(x, weight, bias, split), eager, exact)}
+        return {"y": (convolve(x, weight, bias), eager, exact)}
 
     assert_draws_as_exact(draw, 2 * 96 * 15 * 14)
 
@@ -76,9 +75,7 @@ def test_the_layer_takes_it_where_it_is_faster() -> None:
         return None if layer._kept is None else layer._kept.setting
 
     x = random_map(2, 128, 16, 16)
-    large = "split winograd" if split_products.available() else "winograd"
-    assert kept_by(x) == kept_by(x, bias=False) == large
-    assert kept_by(random_map(9, 128, 8, 8)) == "winograd"
+    assert kept_by(x) == kept_by(x, bias=False) == kept_by(random_map(1, 128, 8, 8)) == "winograd"
     for arguments in ({"stride": 2}, {"kernel_size": 1}, {"groups": 2}, {"dilation": 2}, {"padding": 0}):
         assert kept_by(x, **arguments) == "direct"
     assert kept_by(x.bfloat16()) == kept_by(random_map(9, 128, 6, 8)) == "direct"
@@ -117,7 +114,7 @@ def test_what_is_not_finite_goes_to_the_plain_convolution_from_the_tile_unit(val
     changed = layer(x)
     assert torch.equal(changed[::2], y[::2])
     torch.testing.assert_close(changed[1:2], nn.Conv2d.forward(layer, x[1:2]), equal_nan=True)
-    assert layer._kept.setting == "split winograd"
+    assert isinstance(layer._kept.value, split_products.SplitWeight)
 
 
 @pytest.mark.parametrize("isa", fastdiff.build_info()["cpu_isas_built"])
