@@ -19,8 +19,8 @@ class Linear(Keeper, nn.Linear):
     * for oneDNN: ``F.linear`` lays a bfloat16 weight out anew at every call. In float32 that is done where a
       measurement at the first call has shown oneDNN to be faster than the library that ``F.linear`` calls.
     * in float32, on a processor with a tile unit (AMX), and for at least 32 rows, as three parts in bfloat16, 1.5 times
-      the size of the weight: their products are as accurate as float32's and about 1.8 times as fast, see
-      ``fastdiff.nn.split_products``.
+      the size of the weight: their products are as accurate as float32's and 1.5 to 1.9 times as fast on a core that no
+      other thread shares, see ``fastdiff.nn.split_products``.
 
     Only in float32 are results not ``F.linear``'s bit for bit. A change of the weight is seen as
     :class:`fastdiff.nn.Attention` sees it.

@@ -5,6 +5,10 @@ smaller than what float32 rounds away (Henry, Tang, Heinecke, Leveraging the bfl
 For Higher-Precision Computations, arXiv:1904.06376). Errors are about half those of a plain sum in float32. A row's
 result is the same, to the bit, whatever other rows there are and on any number of threads.
 
+On a core to themselves, an Emerald Rapids Xeon's, products of models' sizes are 1.5 to 1.9 times as fast as in MKL.
+While another program keeps the second hardware thread of the core busy, instructions of the tile unit are no longer
+worked on at the same time, and take two to four times as long: 0.8 to 0.9 times as fast.
+
 The unit reads subnormal numbers as zero: what parts of an operand lie below 1.2e-38 is lost.
 """
 
