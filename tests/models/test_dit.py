@@ -104,8 +104,8 @@ def test_training_drops_a_tenth_of_the_labels() -> None:
         kept = ours(**values, class_labels=labels).sample
         dropped = ours(**values, class_labels=torch.full((batch,), 10)).sample
         sample = ours.train()(**values, class_labels=labels).sample
-    # Whole: the label of a sample is dropped in all blocks or in none.
-    is_kept, is_dropped = ((sample == other).flatten(1).all(1) for other in (kept, dropped))
+    # Whole: the label of a sample is dropped in all blocks or in none. In training, products are other libraries'.
+    is_kept, is_dropped = ((sample - other).abs().flatten(1).amax(1) < 1e-4 for other in (kept, dropped))
     assert (is_kept ^ is_dropped).all()
     assert 20 <= is_dropped.sum() <= 60  # 40, deviation 6
     assert (labels == 3).all()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -219,6 +222,13 @@ def test_blocks_of_models_are_made_of_it() -> None:
     torch.testing.assert_close(feed(x), expected)
     kept = [module._kept.setting for module in feed.modules() if isinstance(module, nn.Linear)]
     assert kept == ["split", "split"]
+
+
+def test_other_instruction_sets_say_so() -> None:
+    program = "import fastdiff, torch; torch.ops.fastdiff.split_weight(torch.ones(1, 2, 3))"
+    environment = {**os.environ, "FASTDIFF_CPU_ISA": "portable"}
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert "RuntimeError" in result.stderr and "split_product: portable has no tile unit" in result.stderr
 
 
 def test_ops_check_their_arguments() -> None:

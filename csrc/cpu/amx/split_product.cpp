@@ -241,7 +241,8 @@ class Multiplier {
   FlushToZero flush_;
 };
 
-// The products cut into pieces: blocks of rows, and of columns where those are too few for all threads.
+// The products cut into pieces: blocks of rows. Where those are too few for all threads they are cut by columns, and
+// where these are too few into smaller blocks of rows, for which the right matrix is read more often.
 class Pieces {
  public:
   Pieces(const SplitProductParams& p, int64_t threads)
@@ -251,10 +252,10 @@ class Pieces {
         row_parts_(ceil_div(p.rows, kBlockRows)),
         column_parts_(1),
         count_(p.shape.products * row_parts_) {
-    if (count_ == 0) return;
-    const int64_t wanted = threads > 1 ? ceil_div(2 * threads, count_) : 1;
-    column_parts_ = maximum(minimum(wanted, column_panels_ / kLeastPanels), 1);
-    count_ *= column_parts_;
+    if (count_ == 0 || threads <= 1) return;
+    column_parts_ = maximum(minimum(ceil_div(2 * threads, count_), column_panels_ / kLeastPanels), 1);
+    row_parts_ = minimum(row_parts_ * ceil_div(threads, count_ * column_parts_), row_panels_);
+    count_ = p.shape.products * row_parts_ * column_parts_;
   }
 
   int64_t count() const { return count_; }
