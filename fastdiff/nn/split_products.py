@@ -2,8 +2,8 @@
 
 A float32 number is the sum of three of bfloat16. Six of the nine products of such parts are summed, the others being
 smaller than what float32 rounds away (Henry, Tang, Heinecke, Leveraging the bfloat16 Artificial Intelligence Datatype
-For Higher-Precision Computations, arXiv:1904.06376). Errors are about half those of a plain sum in float32. A row's
-result is the same, to the bit, whatever other rows there are and on any number of threads.
+For Higher-Precision Computations, arXiv:1904.06376). Errors are about half those of the float32 products of libraries.
+A row's result is the same, to the bit, whatever other rows there are and on any number of threads.
 
 On a core to themselves, an Emerald Rapids Xeon's, products of models' sizes are 1.5 to 1.9 times as fast as in MKL.
 While another program keeps the second hardware thread of the core busy, instructions of the tile unit are no longer

@@ -21,7 +21,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 # (rows, in, out): one panel and several, of full size and with rests; blocks of rows and of terms, one and several
-SHAPES = ((32, 32, 32), (33, 320, 96), (154, 768, 320), (70, 31, 15), (300, 645, 17), (64, 1, 1), (513, 1300, 50))
+SHAPES = (
+    (32, 32, 32),
+    (33, 320, 96),
+    (154, 768, 320),
+    (70, 31, 15),
+    (300, 645, 17),
+    (64, 1, 1),
+    (513, 1300, 50),
+    (150, 5120, 200),
+)
 LARGE = 3.4e38  # finite, but infinite in bfloat16
 
 

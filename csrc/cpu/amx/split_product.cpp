@@ -3,8 +3,9 @@
 // A block of the left matrix is split into its parts, which stay in the L2 cache while the right matrix, split ahead of
 // time, streams past. Both come in panels of 32 rows or columns, whose products are 2x2 tiles of sums.
 //
-// The terms of a sum are added up in an order that depends on their number alone. The tile unit sums the 32 of a block
-// from zero before it adds that to the rest, so that errors are about half those of plain sums in float32.
+// The terms of a sum are added up in an order that depends on their number alone: the tile unit sums 32 from zero
+// before it adds that to its sum, and that of a block of terms, from zero again, is added to those of other blocks. So
+// errors are smaller than those of plain sums in float32, however long these are.
 #include "common/split_product.h"
 
 #include "cpu/amx/packing.h"
@@ -158,7 +159,7 @@ class Multiplier {
  private:
   using Sums = TileSums<2, 2>;
 
-  // Sums over steps before the last block of them are kept in y.
+  // Adds the sums over a block of steps to those over the blocks before, which are in y.
   void run_block(const Piece& piece, int64_t begin, int64_t end) {
     const int64_t first_term = begin * kTileDepth, terms = minimum(end * kTileDepth, p_.shape.terms) - first_term;
     const int64_t panel_numbers = (end - begin) * kSplitBlockNumbers;
@@ -177,23 +178,11 @@ class Multiplier {
         y_ = p_.y + (piece.product * p_.rows + piece.first_row + row) * p_.shape.columns + column;
         rows_ = minimum(kPanel, piece.rows - row);
         columns_ = minimum(kPanel, p_.shape.columns - column);
-        begin_sums(begin > 0);
+        Sums::clear();
         add_steps(left_ + row / kPanel * panel_numbers, right, end - begin);
-        end_sums(end == steps_, column);
+        write_sums(begin == 0, end == steps_, column);
       }
     }
-  }
-
-  bool is_whole() const { return rows_ == kPanel && columns_ == kPanel; }
-
-  void begin_sums(bool from_y) {
-    if (!from_y) return Sums::clear();
-    if (is_whole()) return Sums::load(y_, p_.shape.columns);
-    for (int64_t row = 0; row < rows_; row++)
-      for (int64_t c = 0; c < columns_; c += kLanes)
-        store(sums_ + row * kPanel + c, load_at_most(y_ + row * p_.shape.columns + c, columns_ - c));
-    finish_writes();
-    Sums::load(sums_, kPanel);
   }
 
   // Meanwhile the next panel of the right matrix comes into the L2 cache, a share with each panel of the left one, and
@@ -209,17 +198,19 @@ class Multiplier {
     }
   }
 
-  void end_sums(bool are_results, int64_t column) {
-    if (!are_results && is_whole()) return Sums::store(y_, p_.shape.columns);
+  void write_sums(bool are_first, bool are_last, int64_t column) {
     Sums::store(sums_, kPanel);
     finish_writes();
-    const float* bias = are_results && p_.bias ? p_.bias + column : nullptr;
+    const float* bias = are_last && p_.bias ? p_.bias + column : nullptr;
     for (int64_t c = 0; c < columns_; c += kLanes) {
       const Float shift = bias ? load_at_most(bias + c, columns_ - c) : Float{};
       for (int64_t row = 0; row < rows_; row++) {
-        const Float result = load(sums_ + row * kPanel + c) + shift;
+        float* y = y_ + row * p_.shape.columns + c;
+        Float result = load(sums_ + row * kPanel + c);
+        if (!are_first) result += load_at_most(y, columns_ - c);
+        result += shift;
         nan_if_any_ = multiply_add(result, Float{}, nan_if_any_);
-        store_at_most(y_ + row * p_.shape.columns + c, result, columns_ - c);
+        store_at_most(y, result, columns_ - c);
       }
     }
   }
