@@ -97,15 +97,15 @@ def write_results(
     arguments: argparse.Namespace,
     runs: list[Json],
     name: str,
+    subject: str,
     introduction: str,
     table: Callable[[Json], Table],
-    label: Callable[[Json], str],
 ) -> None:
     """What was asked for of JSON, and of an HTML report whose plots show times over diffusers'.
 
     Args:
         name: of the benchmark.
-        label: of a record in the plots.
+        subject: the key of what a record is about.
     """
     created = now()
     if arguments.json:
@@ -115,7 +115,7 @@ def write_results(
         sections: list[Table | str] = []
         for run in runs:
             if plots.available():
-                groups = {label(record): medians(record) for record in run["records"]}
+                groups = {f"{record[subject]} {record['dtype']}": medians(record) for record in run["records"]}
                 sections.append(plots.relative_times(table(run).title, groups, "diffusers"))
             sections.append(table(run))
         heading = facts(runs[0]["environment"], created)

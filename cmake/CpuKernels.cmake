@@ -16,7 +16,7 @@ set(cpu_kernel_sources
   csrc/cpu/table.cpp
   csrc/cpu/timestep_embedding.cpp
   csrc/cpu/winograd.cpp)
-# Those that multiply matrices once more, for the tile unit; all others are those of avx512_bf16.
+# Those that multiply matrices, for the tile unit; all others are those of avx512_bf16.
 set(cpu_kernel_sources_amx
   csrc/cpu/amx/attention.cpp
   csrc/cpu/amx/attention_backward.cpp

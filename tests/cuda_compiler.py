@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import subprocess
-from collections.abc import Sequence
 from pathlib import Path
+
+from tools import run
 
 MISSING = "nvcc was not found on PATH, in CUDA_HOME or in /usr/local/cuda"
 
@@ -26,11 +26,3 @@ def nvcc_version() -> str:
 def nvcc(*arguments: str | Path) -> str:
     """What nvcc prints. RuntimeError with that if it fails."""
     return run([find_nvcc() or "nvcc", *arguments])
-
-
-def run(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> str:
-    """What a tool prints. RuntimeError with that if it fails."""
-    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if result.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{result.stdout}")
-    return result.stdout

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tools
 import torch
 from filelock import FileLock
 
@@ -183,32 +184,21 @@ def _build(target: str) -> Path:
     BUILD_DIRECTORY.mkdir(parents=True, exist_ok=True)
     with FileLock(BUILD_DIRECTORY / "lock"):
         if not (BUILD_DIRECTORY / "build.ninja").exists():  # from then on Ninja calls CMake when it has to
-            source = ROOT / "csrc" / "emulator"
-            _run(["cmake", "-S", source, "-B", BUILD_DIRECTORY, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"])
-        _run(["cmake", "--build", BUILD_DIRECTORY, "--target", target, "-j", os.environ.get("MAX_JOBS", "2")])
+            command = ["cmake", "-S", ROOT / "csrc" / "emulator", "-B", BUILD_DIRECTORY, "-G", "Ninja"]
+            tools.run([*command, f"-DPython_EXECUTABLE={sys.executable}"])
+        tools.run(["cmake", "--build", BUILD_DIRECTORY, "--target", target, "-j", os.environ.get("MAX_JOBS", "2")])
     return BUILD_DIRECTORY / f"lib{target}.so"
 
 
 def _require_tools() -> None:
     for tool in ("cmake", "ninja", "addr2line", "c++"):
-        if not shutil.which(tool, path=_path()):
+        if not shutil.which(tool, path=tools.PATH):
             pytest.skip(f"the CUDA emulator needs {tool}")
     homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
     if nvcc := shutil.which("nvcc"):
         homes.append(str(Path(nvcc).resolve().parent.parent))
     if not any(home and (Path(home) / "include" / "cuda_fp16.h").exists() for home in homes):
         pytest.skip("the CUDA emulator needs the CUDA toolkit's headers: set CUDA_HOME")
-
-
-def _path() -> str:
-    """PATH with the running Python's scripts first: pip puts cmake and ninja there."""
-    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-
-
-def _run(command: list[str | Path]) -> None:
-    result = subprocess.run(command, env={**os.environ, "PATH": _path()}, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{result.stdout}\n{result.stderr}")
 
 
 @functools.cache

@@ -19,7 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cuda_compiler import MISSING, find_nvcc, nvcc, nvcc_version, run
+from cuda_compiler import MISSING, find_nvcc, nvcc, nvcc_version
+from filelock import FileLock
+from tools import run
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "cubin"
@@ -163,13 +165,13 @@ def compile_cubin(source: Path, architecture: int) -> tuple[Path, str]:
     key = _content_key(source, architecture)
     cubin = CACHE / f"{source.stem}-sm_{architecture}-{key}.cubin"
     log = cubin.with_suffix(".log")
-    if not (cubin.exists() and log.exists()):
-        CACHE.mkdir(parents=True, exist_ok=True)
-        partial = cubin.with_suffix(f".{os.getpid()}.partial")
-        include = f"-I{ROOT / 'csrc'}"
-        output = nvcc(*NVCC_FLAGS, f"-arch=sm_{architecture}", include, "-cubin", "-o", partial, source)
-        log.write_text(output)
-        partial.rename(cubin)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(cubin.with_suffix(".lock")):
+        if not cubin.exists():
+            partial = cubin.with_suffix(".partial")
+            include = f"-I{ROOT / 'csrc'}"
+            log.write_text(nvcc(*NVCC_FLAGS, f"-arch=sm_{architecture}", include, "-cubin", "-o", partial, source))
+            partial.rename(cubin)
     return cubin, log.read_text()
 
 

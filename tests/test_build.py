@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import cuda_compiler
 import pytest
+import tools
 
 ROOT = Path(__file__).resolve().parent.parent
 
-pytest.importorskip("cmake", reason="the build needs cmake")
-pytest.importorskip("ninja", reason="the build needs ninja")
+pytestmark = [
+    pytest.mark.skipif(not shutil.which(tool, path=tools.PATH), reason=f"the build needs {tool}")
+    for tool in ("cmake", "ninja", "c++")
+]
 
 
 def configured(build: Path, **options: str) -> str:
     """build.ninja with these options of CMake."""
-    tools = Path(sys.executable).parent  # pip puts cmake and ninja there
     definitions = [f"-D{name}={value}" for name, value in options.items()]
-    command = [tools / "cmake", "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}", "-S", ROOT, "-B", build]
-    cuda_compiler.run([*command, f"-DPython_EXECUTABLE={sys.executable}", *definitions])
+    command = ["cmake", "-G", "Ninja", "-S", ROOT, "-B", build, f"-DPython_EXECUTABLE={sys.executable}"]
+    tools.run([*command, *definitions])
     return (build / "build.ninja").read_text()
 
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tools
 
 import fastdiff
 
@@ -142,12 +143,10 @@ def test_extension_is_bound_to_no_torch() -> None:
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nm was not found: install binutils")
 def test_instruction_sets_share_no_function(tmp_path: Path) -> None:
     """A function that the linker may merge with that of other sources would bring AVX-512 to a machine without it."""
-    # pip puts cmake and ninja beside Python.
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     configure = ["cmake", "-G", "Ninja", "-S", ROOT, "-B", tmp_path, f"-DPython_EXECUTABLE={sys.executable}"]
     build = ["cmake", "--build", tmp_path, "--target", "fastdiff_cpu_avx512", "-j", os.environ.get("MAX_JOBS", "2")]
     for command in ([*configure, "-DFASTDIFF_CUDA=off"], build):
-        subprocess.run(command, env=environment, check=True, capture_output=True)
+        tools.run(command)
     objects = sorted(tmp_path.rglob("fastdiff_cpu_avx512.dir/**/*.o"))
     assert objects
     for path in objects:

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     measure_one = partial(measure_model, peers=arguments.peers, budget=QUICK if arguments.quick else FULL)
     jobs = jobs_for(arguments, cases, measure_one)
     runs = measure(jobs, lambda job, _: {"peak_gflop_per_s": _peak(job)}, lambda run: [table(run)])
-    write_results(arguments, runs, "models", _INTRODUCTION, table, lambda of: f"{of['model']} {of['dtype']}")
+    write_results(arguments, runs, "models", "model", _INTRODUCTION, table)
 
 
 def _peak(job: Job) -> dict[str, float] | None:

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     cases = tuple(PipelineCase(pipeline, dtype) for pipeline in arguments.pipeline for dtype in arguments.dtype)
     measure_one = partial(measure_pipeline, steps=arguments.steps, budget=QUICK if arguments.quick else FULL)
     runs = measure(jobs_for(arguments, cases, measure_one), lambda job, records: {}, lambda run: [table(run)])
-    write_results(arguments, runs, "pipeline", _INTRODUCTION, table, lambda of: f"{of['pipeline']} {of['dtype']}")
+    write_results(arguments, runs, "pipeline", "pipeline", _INTRODUCTION, table)
 
 
 def table(run: dict[str, Any]) -> Table:

@@ -107,7 +107,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     try:
         safetensors.torch.save_file(tensors, path, metadata)
     except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}") from error
+        raise OSError(f"cannot write weights: {error}") from error
 
 
 @contextmanager

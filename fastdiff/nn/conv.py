@@ -21,7 +21,7 @@ class Conv2d(Keeper, nn.Conv2d):
       convolution, with a third of its error (that of the contiguous map is smaller yet). The copy has 16/9 the size of
       the weight. What is infinite or NaN reaches one pixel further, and an infinity makes NaN. On a processor with a
       tile unit (AMX) that multiplies the parts, see ``fastdiff.nn.split_products``: faster again, with a copy of 8/3
-      the size, and samples with an infinity or NaN are convolved as without it.
+      the size, and samples with an infinity or NaN get the plain sum.
 
     A change of the weight is seen as :class:`fastdiff.nn.Attention` sees it.
 

@@ -11,7 +11,7 @@ from fastdiff.nn.split_products import SplitWeight
 
 
 class Linear(Keeper, nn.Linear):
-    """:class:`torch.nn.Linear` that runs at the best pace of the libraries at hand, on a CPU.
+    """:class:`torch.nn.Linear` that runs faster, on a CPU.
 
     In evaluation mode, and where no gradient is asked for, the weight is laid out at the first call and kept so, as a
     second copy:
@@ -19,8 +19,8 @@ class Linear(Keeper, nn.Linear):
     * for oneDNN: ``F.linear`` lays a bfloat16 weight out anew at every call. In float32 that is done where a
       measurement at the first call has shown oneDNN to be faster than the library that ``F.linear`` calls.
     * in float32, on a processor with a tile unit (AMX), and for at least 32 rows, as three parts in bfloat16, 1.5 times
-      the size of the weight: their products are as accurate as float32's and 1.5 to 1.9 times as fast on a core that no
-      other thread shares, see ``fastdiff.nn.split_products``.
+      the size of the weight: their products are as accurate as float32's and mostly 1.5 to 1.9 times as fast on cores
+      that no other thread shares, see ``fastdiff.nn.split_products``.
 
     Only in float32 are results not ``F.linear``'s bit for bit. A change of the weight is seen as
     :class:`fastdiff.nn.Attention` sees it.
@@ -59,7 +59,7 @@ class Linear(Keeper, nn.Linear):
         rows = x.numel() // self.in_features
         if x.dtype == torch.float32 and split_products.available():
             if rows < split_products.LEAST_ROWS:
-                return None
+                return None  # and not oneDNN's layout in place of the one that is kept for more rows
             return self.keep((self.weight,), "split", lambda: split_products.pack(self.matrix[None]))
         if x.dtype == torch.float32 and not onednn_has_faster_products():
             return None

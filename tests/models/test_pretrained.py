@@ -92,7 +92,7 @@ def test_failed_save_leaves_the_model_that_was_there(model, tmp_path, monkeypatc
         raise safetensors.SafetensorError("No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", fail)
-    with pytest.raises(OSError, match="cannot write .*: No space left on device"):
+    with pytest.raises(OSError, match="cannot write weights: No space left on device"):
         UNet2DModel(**SMALL | {"layers_per_block": 2}).save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", WEIGHTS]
     assert_same(UNet2DModel.from_pretrained(tmp_path), model)

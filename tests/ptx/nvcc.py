@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 from cuda_compiler import MISSING, find_nvcc, nvcc, nvcc_version
+from filelock import FileLock
 from ptx.machine import Program
 from ptx.syntax import Module, PtxError
 
@@ -34,11 +35,12 @@ def missing_tools() -> str | None:
 def compile_ptx(source: Path) -> str:
     """The PTX of a source; reused while the compiler and all sources stay the same."""
     target = CACHE / f"{source.stem}-compute_{ARCHITECTURE}-{_content_key(source)}.ptx"
-    if not target.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(f".{os.getpid()}.partial")
-        nvcc(*NVCC_FLAGS, f"-I{ROOT / 'csrc'}", "-ptx", "-o", partial, source)
-        partial.rename(target)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):
+        if not target.exists():
+            partial = target.with_suffix(".partial")
+            nvcc(*NVCC_FLAGS, f"-I{ROOT / 'csrc'}", "-ptx", "-o", partial, source)
+            partial.rename(target)
     return target.read_text()
 
 

@@ -190,7 +190,7 @@ class Multiplier {
   void add_steps(const BFloat16* left, const BFloat16* right, int64_t steps) {
     for (int64_t row = 0; row < rows_; row++) {
       prefetch_to_write(y_ + row * p_.shape.columns);
-      prefetch_to_write(y_ + row * p_.shape.columns + kTile);
+      if (columns_ > kTile) prefetch_to_write(y_ + row * p_.shape.columns + kTile);
     }
     for (int64_t k = 0; k < steps; k++) {
       add_step(left + k * kSplitBlockNumbers, right + k * kSplitBlockNumbers);
