@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -52,7 +53,7 @@ class Condition:
         return dataclasses.replace(self, **changed)
 
 
-class Backbone:
+class Backbone(ABC):
     """A network with the latents that it works on, as states of the sampling loop.
 
     The states of most are the latents themselves, (N, latent_channels, height, width).
@@ -94,9 +95,9 @@ class Backbone:
         """The inverse of :meth:`pack`, for latents of (height, width)."""
         return states
 
+    @abstractmethod
     def denoiser(self, condition: Condition, size: tuple[int, int]) -> Denoiser:
         """(states (N, ...), timestep (N,) float32) -> predictions, like the states"""
-        raise NotImplementedError
 
 
 class UNet(Backbone):
