@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,18 @@ def add_run_arguments(parser: argparse.ArgumentParser, quick: str) -> None:
     parser.add_argument("--quick", action="store_true", help=f"{quick}: a first look, not a result")
     parser.add_argument("--json", type=writable, metavar="FILE", help="write everything measured")
     parser.add_argument("--report", type=writable, metavar="FILE.html", help="write tables and plots as one HTML file")
+
+
+def add_network_arguments(
+    parser: argparse.ArgumentParser, subject: str, names: Iterable[str], dtypes: Iterable[str]
+) -> None:
+    """What to run: things of these names, under ``--<subject>``, in these dtypes; default all of them."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=thread_counts, default=(torch.get_num_threads(),), metavar="N[,M...]")
+    parser.add_argument(
+        f"--{subject}", type=one_of(names), default=tuple(names), metavar="NAME[,...]", help=allowed(names)
+    )
+    parser.add_argument("--dtype", type=one_of(dtypes), default=tuple(dtypes), metavar="DTYPE[,...]")
 
 
 def allocators(arguments: argparse.Namespace) -> tuple[str, ...]:

@@ -127,8 +127,10 @@ def medians(record: Json) -> dict[str, float]:
     return {name: timing["median_ms"] for name, timing in record["contenders"].items()}
 
 
-def megabytes(size: int | None) -> str:
-    return "-" if size is None else f"{size / 1e6:.0f}"
+def megabytes(record: Json) -> list[str]:
+    """The memory of a call of both sides, as cells of a table."""
+    sizes = [record["peak_bytes"].get(name) for name in ("fastdiff", "diffusers")]
+    return ["-" if size is None else f"{size / 1e6:.0f}" for size in sizes]
 
 
 def facts(environment: Json, created: str) -> dict[str, str]:

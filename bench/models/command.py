@@ -6,10 +6,8 @@ import argparse
 from functools import partial
 from typing import Any
 
-import torch
-
 from bench import openvino
-from bench.arguments import add_run_arguments, one_of, thread_counts
+from bench.arguments import add_network_arguments, add_run_arguments, one_of
 from bench.models import DTYPES, MODELS
 from bench.models.measure import PEERS, ModelCase, measure_model
 from bench.peak import measure_peak
@@ -31,12 +29,7 @@ _INTRODUCTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=thread_counts, default=(torch.get_num_threads(),), metavar="N[,M...]")
-    parser.add_argument(
-        "--model", type=one_of(MODELS), default=tuple(MODELS), metavar="NAME[,...]", help=", ".join(MODELS)
-    )
-    parser.add_argument("--dtype", type=one_of(DTYPES), default=tuple(DTYPES), metavar="DTYPE[,...]")
+    add_network_arguments(parser, "model", MODELS, DTYPES)
     parser.add_argument(
         "--peers", type=one_of(PEERS), default=(), metavar="NAME[,...]", help=f"{', '.join(PEERS)}, beside diffusers"
     )
@@ -77,7 +70,6 @@ def _row(record: dict[str, Any], peers: list[str], peaks: dict[str, float]) -> l
     times = medians(record)
     ours, peak = times["fastdiff"], peaks.get(record["dtype"])
     gflop_per_s = record["flops"] / ours / 1e6
-    memory = [record["peak_bytes"].get(name) for name in ("fastdiff", "diffusers")]
     return [
         record["model"],
         record["dtype"],
@@ -88,5 +80,5 @@ def _row(record: dict[str, Any], peers: list[str], peaks: dict[str, float]) -> l
         *(f"{times[name] / ours:.2f}" if name in times else "-" for name in peers),
         f"{gflop_per_s:.0f}",
         f"{100 * gflop_per_s / peak:.0f}%" if peak else "-",
-        *map(megabytes, memory),
+        *megabytes(record),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def measure_model(case: ModelCase, device: Device, *, peers: tuple[str, ...], bu
     for name, error in errors.items():
         if not error <= ALLOWED_ERRORS[case.dtype]:  # NaN is refused too
             raise WrongResult(f"{case.model} {case.dtype}: {name} differs from diffusers by {error:.2g} of its result")
-    memory = {name: peak_bytes(calls[name]) for name in ("fastdiff", "diffusers")} if device.name == "cpu" else {}
+    memory = peaks({name: calls[name] for name in ("fastdiff", "diffusers")}, device)
     timings = interleave(calls, device.measure, budget, prepare=lambda call: None)
     return {
         **asdict(case),
@@ -132,14 +132,18 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     return ((got.double() - expected).square().mean().sqrt() / expected.square().mean().sqrt()).item()
 
 
+def peaks(calls: Mapping[str, Call], device: Device) -> dict[str, int | None]:
+    """:func:`peak_bytes` of calls on a CPU, by name."""
+    return {name: peak_bytes(call) for name, call in calls.items()} if device.name == "cpu" else {}
+
+
 def peak_bytes(call: Callable[[], object]) -> int | None:
     """What the process holds at most during the call beyond what it held before; None where the system does not say.
 
-    The second call counts: the first also makes what is kept.
+    Not for the first call, which also makes what is kept.
     """
     if platform.system() != "Linux":
         return None
-    call()
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is held now
     before = _status("VmRSS")
     call()

@@ -6,9 +6,7 @@ import argparse
 from functools import partial
 from typing import Any
 
-import torch
-
-from bench.arguments import add_run_arguments, one_of, thread_counts
+from bench.arguments import add_network_arguments, add_run_arguments
 from bench.models import DTYPES
 from bench.pipelines import PIPELINES
 from bench.pipelines.measure import PARTS, PipelineCase, measure_pipeline
@@ -28,12 +26,7 @@ _INTRODUCTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=thread_counts, default=(torch.get_num_threads(),), metavar="N[,M...]")
-    parser.add_argument(
-        "--pipeline", type=one_of(PIPELINES), default=tuple(PIPELINES), metavar="NAME[,...]", help=", ".join(PIPELINES)
-    )
-    parser.add_argument("--dtype", type=one_of(DTYPES), default=tuple(DTYPES), metavar="DTYPE[,...]")
+    add_network_arguments(parser, "pipeline", PIPELINES, DTYPES)
     parser.add_argument("--steps", type=int, default=4, metavar="N", help="of the sampler; default: 4")
     add_run_arguments(parser, "one repetition")
 
@@ -63,5 +56,4 @@ def _row(record: dict[str, Any]) -> list[str]:
     parts, their_parts = record["parts_ms"]["fastdiff"], record["parts_ms"]["diffusers"]
     for part in PARTS:
         cells += [f"{parts[part]:.1f}", f"{their_parts[part] / parts[part]:.2f}"]
-    memory = [record["peak_bytes"].get(name) for name in ("fastdiff", "diffusers")]
-    return [*cells, *map(megabytes, memory)]
+    return [*cells, *megabytes(record)]

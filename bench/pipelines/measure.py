@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bench.device import Device
 from bench.models import DTYPES, MODELS
-from bench.models.measure import ALLOWED_ERRORS, peak_bytes, relative_error, twins
-from bench.pipelines import PIPELINES, BenchPipeline
+from bench.models.measure import ALLOWED_ERRORS, peaks, relative_error, twins
+from bench.pipelines import AUTOENCODER, PIPELINES, BenchPipeline
 from bench.timing import Budget, interleave
 from bench.worker import WrongResult
 from fastdiff.pipelines import LatentDiffusionPipeline
@@ -76,9 +76,7 @@ def measure_pipeline(case: PipelineCase, device: Device, *, steps: int, budget: 
     error = relative_error(pictures["fastdiff"], pictures["diffusers"])
     if not error <= ALLOWED_ERRORS[case.dtype]:  # NaN is refused too
         raise WrongResult(f"{case.pipeline} {case.dtype}: the picture differs from diffusers' by {error:.2g} of it")
-    memory = (
-        {name: peak_bytes(contender.draw) for name, contender in contenders.items()} if device.name == "cpu" else {}
-    )
+    memory = peaks({name: contender.draw for name, contender in contenders.items()}, device)
     timings = interleave(contenders, Contender.run, budget, prepare=lambda contender: None)
     return {
         **asdict(case),
@@ -94,13 +92,13 @@ def _contenders(pipeline: BenchPipeline, dtype: torch.dtype, device: Device, ste
     import diffusers
 
     our_network, network = twins(MODELS[pipeline.network], dtype, device.name)
-    our_vae, vae = twins(MODELS[pipeline.autoencoder], dtype, device.name)
-    scheduler = getattr(diffusers, SCHEDULER)(**_NOISE_LEVELS)
-    parts = {"vae": vae, "scheduler": scheduler, pipeline.network_part: network, **pipeline.absent}
-    theirs = getattr(diffusers, pipeline.class_name)(**parts)
-    theirs.set_progress_bar_config(disable=True)
+    our_vae, vae = twins(MODELS[AUTOENCODER], dtype, device.name)
     config = {"_class_name": SCHEDULER, **_NOISE_LEVELS}
     ours = LatentDiffusionPipeline(vae=our_vae, backbone=our_network, scheduler_config=config)
+    scheduler = getattr(diffusers, SCHEDULER)(**_NOISE_LEVELS)
+    parts = {"vae": vae, "scheduler": scheduler, ours.backbone.part: network, **pipeline.absent}
+    theirs = getattr(diffusers, pipeline.class_name)(**parts)
+    theirs.set_progress_bar_config(disable=True)
     asked = {"guidance_scale": pipeline.guidance_scale, **pipeline.condition(network.device, dtype)}
 
     def seed() -> torch.Generator:
@@ -111,7 +109,8 @@ def _contenders(pipeline: BenchPipeline, dtype: torch.dtype, device: Device, ste
         return torch.from_numpy(theirs(**asked, **call).images).permute(0, 3, 1, 2)
 
     # What diffusers draws: in the network's dtype.
-    latents = torch.randn(pipeline.latent, generator=seed(), dtype=dtype).float()
+    latent = 1, ours.backbone.latent_channels, *ours.backbone.default_size
+    latents = torch.randn(latent, generator=seed(), dtype=dtype).float()
 
     def our_picture() -> Tensor:
         return ours(**asked, steps=steps, latents=latents, output="tensor", progress=False).images.cpu()
