@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# The running Python's scripts first: pip puts cmake and ninja there.
+# The running Python's scripts first: pip puts cmake, ninja and fastdiff there.
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 

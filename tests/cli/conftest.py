@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tools
 import torch
 
 from fastdiff.cli import main
@@ -56,7 +55,7 @@ def icons(tmp_path: Path) -> Path:
 @pytest.fixture
 def script() -> str:
     """The installed console script."""
-    path = shutil.which("fastdiff", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    path = shutil.which("fastdiff", path=tools.PATH)
     if path is None:
         pytest.skip("the console script is not installed")
     return path
