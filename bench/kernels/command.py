@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from bench import openvino
+from bench import openvino_peer
 from bench.arguments import add_run_arguments, allocators, allowed, one_of, thread_counts
 from bench.kernels import OPS, plots
 from bench.kernels.case import DIRECTIONS, DTYPES, LAYOUTS, Case
@@ -129,16 +129,16 @@ def chosen_baselines(arguments: argparse.Namespace) -> tuple[str, ...]:
     chosen = arguments.baselines
     if not set(chosen) & set(BASELINES):
         raise ValueError(f"--baselines needs {' or '.join(BASELINES)}, which the ratio is of; got {allowed(chosen)}")
-    if openvino.NAME not in chosen:
+    if openvino_peer.NAME not in chosen:
         return chosen
     if arguments.device == "cuda":
         reason = "it is measured on a CPU only"
-    elif not openvino.available():
+    elif not openvino_peer.available():
         reason = "it is not installed; pip install openvino"
     else:
         return chosen
-    print(f"without {openvino.NAME}: {reason}", file=sys.stderr)
-    return tuple(name for name in chosen if name != openvino.NAME)
+    print(f"without {openvino_peer.NAME}: {reason}", file=sys.stderr)
+    return tuple(name for name in chosen if name != openvino_peer.NAME)
 
 
 def _peak(job: Job, records: list[dict[str, Any]]) -> dict[str, Any] | None:

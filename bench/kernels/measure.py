@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fastdiff
-from bench import openvino
+from bench import openvino_peer
 from bench.device import Device
 from bench.kernels import OPS
 from bench.kernels.case import Case, Problem
@@ -18,7 +18,7 @@ from bench.worker import WrongResult
 
 # The ratio is that of the better of these. OpenVINO, where it is there, has a ratio of its own.
 BASELINES = ("eager", "compile")
-ALL_BASELINES = (*BASELINES, openvino.NAME)
+ALL_BASELINES = (*BASELINES, openvino_peer.NAME)
 CACHES = ("warm", "cold")
 
 # Largest error allowed, as a part of the largest expected value, or of 1 (the operands are of unit scale) where all the
@@ -65,8 +65,8 @@ def _implementations(case: Case, baselines: tuple[str, ...]) -> dict[str, Callab
         implementations["eager"] = definition
     if "compile" in baselines:
         implementations["compile"] = torch.compile(definition, dynamic=False, fullgraph=True)
-    if openvino.NAME in baselines and case.direction == "forward":
-        implementations[openvino.NAME] = openvino.Converted(definition, torch.get_num_threads())
+    if openvino_peer.NAME in baselines and case.direction == "forward":
+        implementations[openvino_peer.NAME] = openvino_peer.Converted(definition, torch.get_num_threads())
     return implementations
 
 
@@ -84,8 +84,8 @@ def check_contenders(case: Case, problem: Problem) -> tuple[dict[str, Errors], d
     for name in problem.contenders:
         try:
             errors[name] = _check(case, problem, name, expected)
-        except (WrongResult, openvino.NotConverted) as error:
-            if name != openvino.NAME:
+        except (WrongResult, openvino_peer.NotConverted) as error:
+            if name != openvino_peer.NAME:
                 raise
             left_out[name] = str(error)
     return errors, left_out
@@ -133,6 +133,6 @@ def relate(
         "percent_of_floor": 100 * floor_units * pass_ms / fastdiff_ms,
         "gb_per_s": gb_per_s,
     }
-    if openvino.NAME in timings:
-        result["openvino_ratio"] = timings[openvino.NAME].median_ms / fastdiff_ms
+    if openvino_peer.NAME in timings:
+        result["openvino_ratio"] = timings[openvino_peer.NAME].median_ms / fastdiff_ms
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench import openvino
+from bench import openvino_peer
 from bench.kernels.measure import ALL_BASELINES, CACHES
 from bench.runs import threads_text
 from bench.table import Table
@@ -31,7 +31,7 @@ def _op_table(run: Json, records: list[Json]) -> Table:
     results = [record["caches"][cache] for record in records for cache in CACHES]
     measured = [name for name in ALL_BASELINES if any(name in result["contenders"] for result in results)]
     contenders = ["fastdiff", *measured, "copy"]
-    ratios = {"ratio": "ratio"} | ({"ov ratio": "openvino_ratio"} if openvino.NAME in measured else {})
+    ratios = {"ratio": "ratio"} | ({"ov ratio": "openvino_ratio"} if openvino_peer.NAME in measured else {})
     speeds = {}
     if any("gflop_per_s" in result for result in results):
         speeds["GFLOP/s"] = "gflop_per_s"

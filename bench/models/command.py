@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from typing import Any
 
-from bench import openvino
+from bench import openvino_peer
 from bench.arguments import add_network_arguments, add_run_arguments, one_of
 from bench.models import DTYPES, MODELS
 from bench.models.measure import PEERS, ModelCase, measure_model
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print and write. Raises ValueError for arguments that do not go together, and WorkerFailed."""
-    if openvino.NAME in arguments.peers and not openvino.available():
+    if openvino_peer.NAME in arguments.peers and not openvino_peer.available():
         raise ValueError("--peers openvino: it is not installed; pip install openvino")
     cases = tuple(ModelCase(model, dtype) for model in arguments.model for dtype in arguments.dtype)
     measure_one = partial(measure_model, peers=arguments.peers, budget=QUICK if arguments.quick else FULL)

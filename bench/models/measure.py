@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastdiff.models
-from bench import openvino
+from bench import openvino_peer
 from bench.device import Device
 from bench.models import DTYPES, MODELS, BenchModel, fill
 from bench.timing import Budget, Call, interleave
 from bench.worker import WrongResult
 
 # diffusers as it is is always measured: the ratio is to that.
-PEERS = ("compile", openvino.NAME)
+PEERS = ("compile", openvino_peer.NAME)
 # Root mean square of the difference from diffusers, as a part of that of its result. Two correct implementations differ
 # by their roundings, some of them many layers deep; wrong ones by the whole.
 ALLOWED_ERRORS = {"fp32": 1e-3, "bf16": 1e-1}
@@ -116,13 +116,13 @@ def _add_peers(
         torch._inductor.config.freezing = True  # weights are laid out ahead of time, as elsewhere
         compiled = torch.compile(module, dynamic=False)
         calls["compile"] = lambda: compiled(*inputs)
-    if openvino.NAME in peers:
+    if openvino_peer.NAME in peers:
         plain = [x.contiguous() for x in inputs]
         try:
-            request = openvino.compile_module(module, tuple(plain), torch.get_num_threads())
-            calls[openvino.NAME] = lambda: openvino.infer(request, plain)[0]
-        except openvino.NotConverted as error:
-            left_out[openvino.NAME] = str(error)
+            request = openvino_peer.compile_module(module, tuple(plain), torch.get_num_threads())
+            calls[openvino_peer.NAME] = lambda: openvino_peer.infer(request, plain)[0]
+        except openvino_peer.NotConverted as error:
+            left_out[openvino_peer.NAME] = str(error)
     return left_out
 
 

@@ -45,14 +45,15 @@ void attend(const AttentionParams& p, const Threads& available) {
         packed(i / key_blocks).pack(p, unit / p.kv_heads, unit % p.kv_heads, i % key_blocks);
       }
     });
-    parallel_for(threads, count * group * query_blocks, [&](int64_t begin, int64_t end) {
-      Block block(p);
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t turn = heads_in_turn * query_blocks, row = i % turn / heads_in_turn * kQueries;
-        const int64_t local = i / turn * heads_in_turn + i % heads_in_turn, head = first * group + local;
-        block.run(p, packed(local / group), head / p.heads, head % p.heads, row,
-                  minimum(kQueries, p.query_length - row));
-      }
+    parallel_on_demand(threads, count * group * query_blocks, [&] {
+      return [&, block = Block(p)](int64_t begin, int64_t end) mutable {
+        for (int64_t i = begin; i < end; i++) {
+          const int64_t turn = heads_in_turn * query_blocks, row = i % turn / heads_in_turn * kQueries;
+          const int64_t local = i / turn * heads_in_turn + i % heads_in_turn, head = first * group + local;
+          block.run(p, packed(local / group), head / p.heads, head % p.heads, row,
+                    minimum(kQueries, p.query_length - row));
+        }
+      };
     });
   }
 }

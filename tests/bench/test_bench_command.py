@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bench.run
-from bench import openvino
+from bench import openvino_peer
 from bench.kernels import OPS, command
 from bench.kernels.case import Case
 from bench.kernels.measure import measure_case
@@ -27,6 +27,11 @@ def run_bench(*arguments):
 
 def job_of(case, *baselines):
     return Job((case,), partial(measure_case, baselines=baselines, budget=Budget(0.0, 1, 1)), "cpu", 1, "default")
+
+
+def test_no_module_beside_the_script_hides_a_contender():
+    beside = {path.stem for path in RUN.parent.iterdir()}
+    assert "run" in beside and not beside & {"diffusers", "openvino", "torch"}
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +162,7 @@ def test_compile_is_a_contender_like_the_others():
 
 def test_openvino_that_is_not_there_is_said_in_one_line(monkeypatch, capsys):
     for device, installed, reason in (("cpu", False, "not installed"), ("cuda", True, "on a CPU only")):
-        monkeypatch.setattr(openvino, "available", lambda installed=installed: installed)
+        monkeypatch.setattr(openvino_peer, "available", lambda installed=installed: installed)
         arguments = argparse.Namespace(baselines=("eager", "openvino"), device=device)
         assert command.chosen_baselines(arguments) == ("eager",)
         complaint = capsys.readouterr().err

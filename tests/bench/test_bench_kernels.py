@@ -9,7 +9,7 @@ from bench.kernels.case import Case
 from bench.kernels.measure import check_contenders, relate
 from bench.kernels.summary import summarize
 from bench.kernels.tables import run_tables
-from bench.openvino import NotConverted
+from bench.openvino_peer import NotConverted
 from bench.table import Table
 from bench.timing import Timing
 from bench.worker import WrongResult

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bench.run
-from bench import openvino
+from bench import openvino_peer
 from bench.device import CpuDevice
 from bench.models import MODELS
 from bench.models.measure import ModelCase, measure_model, peak_bytes
@@ -28,7 +28,7 @@ def test_a_model_on_both_sides(small, model) -> None:
 
 
 def test_compiled_peers_compute_the_same(small) -> None:
-    peers = ("compile", *([openvino.NAME] if openvino.available() else []))
+    peers = ("compile", *([openvino_peer.NAME] if openvino_peer.available() else []))
     record = measure_model(ModelCase("dit_xl_2", "fp32"), CpuDevice(), peers=peers, budget=ONCE)
     assert not record["left_out"]
     assert set(record["contenders"]) == {"fastdiff", "diffusers", *peers}

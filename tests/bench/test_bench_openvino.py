@@ -10,7 +10,7 @@ import torch
 from bench.kernels import OPS
 from bench.kernels.case import Case
 from bench.kernels.measure import check_contenders
-from bench.openvino import Converted, NotConverted, available
+from bench.openvino_peer import Converted, NotConverted, available
 from fastdiff import reference
 
 if not available():  # asked without importing it, which the benchmark does in its own way
@@ -70,7 +70,7 @@ def test_inputs_are_read_again_and_weights_are_constants() -> None:
 def test_nothing_is_reported_to_its_makers() -> None:
     """In a process of its own, as measurements are."""
     code = (
-        "import sys, torch; from bench.openvino import Converted; Converted(torch.exp, 1)(torch.ones(2, 2)); "
+        "import sys, torch; from bench.openvino_peer import Converted; Converted(torch.exp, 1)(torch.ones(2, 2)); "
         "print(sys.modules['openvino.tools.ovc.telemetry_utils'].tm.__name__)"
     )
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -27,6 +27,7 @@ static_assert(kPanel == kSplitBlock && kTileDepth == kSplitBlock && kSplitParts 
 constexpr int64_t kBlockRows = 256, kBlockSteps = 20;
 // With fewer columns, splitting the rows that meet them takes more than a tenth of the time.
 constexpr int64_t kLeastPanels = 8;
+constexpr int64_t kPiecesOfThread = 6;
 
 constexpr int64_t kPartNumbers = kPanel * kTileDepth;  // of a step of a panel: two tiles, for 16 rows or columns each
 
@@ -232,8 +233,9 @@ class Multiplier {
   FlushToZero flush_;
 };
 
-// The products cut into pieces: blocks of rows. Where those are too few for all threads they are cut by columns, and
-// where these are too few into smaller blocks of rows, for which the right matrix is read more often.
+// The products cut into pieces: blocks of rows. Where those are too few to keep all threads busy until the end they are
+// cut by columns, and where there would be less than one for each thread into smaller blocks of rows, for which the
+// right matrix is read more often.
 class Pieces {
  public:
   Pieces(const SplitProductParams& p, int64_t threads)
@@ -244,7 +246,7 @@ class Pieces {
         column_parts_(1),
         count_(p.shape.products * row_parts_) {
     if (count_ == 0 || threads <= 1) return;
-    column_parts_ = maximum(minimum(ceil_div(2 * threads, count_), column_panels_ / kLeastPanels), 1);
+    column_parts_ = maximum(minimum(ceil_div(kPiecesOfThread * threads, count_), column_panels_ / kLeastPanels), 1);
     row_parts_ = minimum(row_parts_ * ceil_div(threads, count_ * column_parts_), row_panels_);
     count_ = p.shape.products * row_parts_ * column_parts_;
   }
@@ -280,10 +282,11 @@ void split_weight(const SplitWeightParams& p, const Threads& threads) {
 bool split_product(const SplitProductParams& p, const Threads& threads) {
   const Pieces pieces(p, threads.count);
   bool finite = true;
-  parallel_for(threads, pieces.count(), [&](int64_t begin, int64_t end) {
-    Multiplier multiplier(p);
-    for (int64_t i = begin; i < end; i++) multiplier.run(pieces.at(i));
-    if (!multiplier.are_finite()) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
+  parallel_on_demand(threads, pieces.count(), [&] {
+    return [&, multiplier = Multiplier(p)](int64_t begin, int64_t end) mutable {
+      for (int64_t i = begin; i < end; i++) multiplier.run(pieces.at(i));
+      if (!multiplier.are_finite()) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
+    };
   });
   return finite;
 }
