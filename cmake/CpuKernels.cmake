@@ -20,6 +20,7 @@ set(cpu_kernel_sources
 set(cpu_kernel_sources_amx
   csrc/cpu/amx/attention.cpp
   csrc/cpu/amx/attention_backward.cpp
+  csrc/cpu/amx/bfloat16_product.cpp
   csrc/cpu/amx/split_product.cpp
   csrc/cpu/amx/table.cpp)
 set(cpu_isas portable)

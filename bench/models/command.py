@@ -63,6 +63,11 @@ def table(run: dict[str, Any]) -> Table:
         for record in run["records"]
         for name, reason in record["left_out"].items()
     ]
+    notes += [
+        f"{record['model']} {record['dtype']}: {name} {difference}"
+        for record in run["records"]
+        for name, difference in record["wrong"].items()
+    ]
     return Table(title, headers, rows, text_columns=2, notes=tuple(notes))
 
 

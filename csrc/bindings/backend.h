@@ -8,6 +8,7 @@
 #include "bindings/tensors.h"
 #include "common/add_noise.h"
 #include "common/attention.h"
+#include "common/bfloat16_product.h"
 #include "common/gate_residual.h"
 #include "common/geglu.h"
 #include "common/group_norm_silu.h"
@@ -59,6 +60,12 @@ struct CpuBackend {
   static void gate_residual(const GateResidualParams& p, const Tensor&) { cpu::kernels().gate_residual(p, threads()); }
   static void gate_residual_backward(const GateResidualBackwardParams& p, const Tensor&) {
     cpu::kernels().gate_residual_backward(p, threads());
+  }
+  static void bfloat16_product(const Bfloat16ProductParams& p, const Tensor&) {
+    cpu::kernels().bfloat16_product(p, threads());
+  }
+  static void bfloat16_weight(const Bfloat16WeightParams& p, const Tensor&) {
+    cpu::kernels().bfloat16_weight(p, threads());
   }
   static void geglu(const GegluParams& p, const Tensor&) { cpu::kernels().geglu(p, threads()); }
   static void geglu_backward(const GegluBackwardParams& p, const Tensor&) {

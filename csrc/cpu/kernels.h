@@ -7,6 +7,7 @@
 
 #include "common/add_noise.h"
 #include "common/attention.h"
+#include "common/bfloat16_product.h"
 #include "common/gate_residual.h"
 #include "common/geglu.h"
 #include "common/group_norm_silu.h"
@@ -38,7 +39,10 @@ struct Kernels {
   void (*qk_norm_rope)(const QkNormRopeParams&, const Threads&);
   void (*qk_norm_rope_backward)(const QkNormRopeBackwardParams&, const Threads&);
   void (*sampler_step)(const SamplerStepParams&, const Threads&);
-  bool (*split_product)(const SplitProductParams&, const Threads&) = nullptr;  // these need a tile unit
+  // These need a tile unit.
+  void (*bfloat16_product)(const Bfloat16ProductParams&, const Threads&) = nullptr;
+  void (*bfloat16_weight)(const Bfloat16WeightParams&, const Threads&) = nullptr;
+  bool (*split_product)(const SplitProductParams&, const Threads&) = nullptr;
   void (*split_weight)(const SplitWeightParams&, const Threads&) = nullptr;
   void (*timestep_embedding)(const TimestepEmbeddingParams&, const Threads&);
   void (*winograd_input)(const WinogradInputParams&, const Threads&);

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastdiff.nn import split_products
+from fastdiff.nn import bfloat16_products, split_products
+from fastdiff.nn.bfloat16_products import PackedWeight
 from fastdiff.nn.kept import Keeper
 from fastdiff.nn.prepacking import may_prepack, onednn_has_faster_products, pack_matrix, packed_linear
 from fastdiff.nn.split_products import SplitWeight
@@ -18,11 +19,13 @@ class Linear(Keeper, nn.Linear):
 
     * for oneDNN: ``F.linear`` lays a bfloat16 weight out anew at every call. In float32 that is done where a
       measurement at the first call has shown oneDNN to be faster than the library that ``F.linear`` calls.
+    * in bfloat16, on a processor with a tile unit (AMX), and for at least 1024 inputs, for a product of our own, see
+      ``fastdiff.nn.bfloat16_products``.
     * in float32, on a processor with a tile unit (AMX), and for at least 32 rows, as three parts in bfloat16, 1.5 times
       the size of the weight: their products are as accurate as float32's and mostly 1.5 to 1.9 times as fast on cores
       that no other thread shares, see ``fastdiff.nn.split_products``.
 
-    Only in float32 are results not ``F.linear``'s bit for bit. A change of the weight is seen as
+    Results may differ from ``F.linear``'s in their last bits. A change of the weight is seen as
     :class:`fastdiff.nn.Attention` sees it.
 
     >>> layer = Linear(320, 1280, dtype=torch.bfloat16).eval()
@@ -34,8 +37,10 @@ class Linear(Keeper, nn.Linear):
         return self._linear(input, self._packed(input))
 
     def gelu(self, input: Tensor, approximate: str) -> Tensor:
-        """GELU of the layer's result, in one pass where the weight is laid out for oneDNN."""
+        """GELU of the layer's result, in one pass where the weight is laid out in bfloat16 or for oneDNN."""
         packed = self._packed(input)
+        if isinstance(packed, PackedWeight):
+            return bfloat16_products.linear(input, packed, self.bias, approximate)
         if isinstance(packed, Tensor):
             return packed_linear(input, packed, self.bias, approximate)
         return F.gelu(self._linear(input, packed), approximate=approximate)
@@ -45,14 +50,16 @@ class Linear(Keeper, nn.Linear):
         """The weight as (out_features, in_features)."""
         return self.weight
 
-    def _linear(self, x: Tensor, packed: Tensor | SplitWeight | None) -> Tensor:
+    def _linear(self, x: Tensor, packed: Tensor | PackedWeight | SplitWeight | None) -> Tensor:
         if packed is None:
             return F.linear(x, self.matrix, self.bias)
+        if isinstance(packed, PackedWeight):
+            return bfloat16_products.linear(x, packed, self.bias)
         if isinstance(packed, SplitWeight):
             return split_products.linear(x, packed, self.matrix, self.bias)
         return packed_linear(x, packed, self.bias)
 
-    def _packed(self, x: Tensor) -> Tensor | SplitWeight | None:
+    def _packed(self, x: Tensor) -> Tensor | PackedWeight | SplitWeight | None:
         fits = x.dim() > 0 and x.shape[-1] == self.in_features
         if self.training or not fits or not may_prepack(x, self.weight, self.bias):
             return None
@@ -61,6 +68,9 @@ class Linear(Keeper, nn.Linear):
             if rows < split_products.LEAST_ROWS:
                 return None  # and not oneDNN's layout in place of the one that is kept for more rows
             return self.keep((self.weight,), "split", lambda: split_products.pack(self.matrix[None]))
+        long = self.in_features >= bfloat16_products.LEAST_TERMS
+        if x.dtype == torch.bfloat16 and long and bfloat16_products.available():
+            return self.keep((self.weight,), "bfloat16", lambda: bfloat16_products.pack(self.matrix))
         if x.dtype == torch.float32 and not onednn_has_faster_products():
             return None
         return self.keep((self.weight,), "onednn", lambda: pack_matrix(self.matrix, rows))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +34,7 @@ def test_a_model_on_both_sides(small, model) -> None:
 def test_compiled_peers_compute_the_same(small) -> None:
     peers = ("compile", *([openvino_peer.NAME] if openvino_peer.available() else []))
     record = measure_model(ModelCase("dit_xl_2", "fp32"), CpuDevice(), peers=peers, budget=ONCE)
-    assert not record["left_out"]
+    assert not record["left_out"] and not record["wrong"]
     assert set(record["contenders"]) == {"fastdiff", "diffusers", *peers}
 
 
@@ -41,6 +45,14 @@ def test_a_wrong_result_is_refused(small, monkeypatch) -> None:
         measure_model(ModelCase("dit_xl_2", "fp32"), CpuDevice(), peers=(), budget=ONCE)
 
 
+def test_a_contender_with_another_result_is_timed_and_named(small, monkeypatch) -> None:
+    errors = iter((0.0, 0.0, 0.2))
+    monkeypatch.setattr("bench.models.measure.relative_error", lambda got, expected: next(errors))
+    record = measure_model(ModelCase("dit_xl_2", "fp32"), CpuDevice(), peers=("compile",), budget=ONCE)
+    assert record["wrong"] == {"compile": "differs from diffusers by 0.2 of its result"}
+    assert "compile" in record["contenders"]
+
+
 def test_peak_memory_is_that_of_a_call() -> None:
     size = 64 << 20
 
@@ -49,6 +61,16 @@ def test_peak_memory_is_that_of_a_call() -> None:
 
     assert peak_bytes(lambda: None) < size // 8
     assert 1.8 * size < peak_bytes(call) < 2.5 * size
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is glibc's")
+def test_peak_memory_counts_what_a_tuned_allocator_keeps() -> None:
+    code = (
+        "import fastdiff, torch; from bench.models.measure import peak_bytes; assert fastdiff.tune_allocator(); "
+        "call = lambda: torch.ones(1 << 24).add(1); call(); assert 1.8 * 2**26 < peak_bytes(call) < 2.5 * 2**26"
+    )
+    root = Path(bench.run.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
 
 
 def test_command(tmp_path, capsys) -> None:

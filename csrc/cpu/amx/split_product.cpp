@@ -9,6 +9,7 @@
 #include "common/split_product.h"
 
 #include "cpu/amx/packing.h"
+#include "cpu/amx/product_pieces.h"
 #include "cpu/amx/rounding.h"
 #include "cpu/flush_to_zero.h"
 #include "cpu/integers.h"
@@ -19,7 +20,6 @@
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {
 
-constexpr int64_t kPanel = 2 * kTile;
 static_assert(kPanel == kSplitBlock && kTileDepth == kSplitBlock && kSplitParts == 3);
 
 // A block: the parts of 256 rows by 640 terms are 960 KiB, half of an L2 cache. Fewer rows would have the right matrix
@@ -27,7 +27,6 @@ static_assert(kPanel == kSplitBlock && kTileDepth == kSplitBlock && kSplitParts 
 constexpr int64_t kBlockRows = 256, kBlockSteps = 20;
 // With fewer columns, splitting the rows that meet them takes more than a tenth of the time.
 constexpr int64_t kLeastPanels = 8;
-constexpr int64_t kPiecesOfThread = 6;
 
 constexpr int64_t kPartNumbers = kPanel * kTileDepth;  // of a step of a panel: two tiles, for 16 rows or columns each
 
@@ -134,11 +133,6 @@ FASTDIFF_INLINE void add_step(const BFloat16* left, const BFloat16* right) {
   multiply_loaded();
 }
 
-// Some rows and panels of columns of one product.
-struct Piece {
-  int64_t product, first_row, rows, first_panel, last_panel;
-};
-
 // One thread's memory.
 class Multiplier {
  public:
@@ -233,38 +227,6 @@ class Multiplier {
   FlushToZero flush_;
 };
 
-// The products cut into pieces: blocks of rows. Where those are too few to keep all threads busy until the end they are
-// cut by columns, and where there would be less than one for each thread into smaller blocks of rows, for which the
-// right matrix is read more often.
-class Pieces {
- public:
-  Pieces(const SplitProductParams& p, int64_t threads)
-      : rows_(p.rows),
-        row_panels_(ceil_div(p.rows, kPanel)),
-        column_panels_(p.shape.column_blocks()),
-        row_parts_(ceil_div(p.rows, kBlockRows)),
-        column_parts_(1),
-        count_(p.shape.products * row_parts_) {
-    if (count_ == 0 || threads <= 1) return;
-    column_parts_ = maximum(minimum(ceil_div(kPiecesOfThread * threads, count_), column_panels_ / kLeastPanels), 1);
-    row_parts_ = minimum(row_parts_ * ceil_div(threads, count_ * column_parts_), row_panels_);
-    count_ = p.shape.products * row_parts_ * column_parts_;
-  }
-
-  int64_t count() const { return count_; }
-
-  Piece at(int64_t i) const {
-    const int64_t column_part = i % column_parts_, row_part = i / column_parts_ % row_parts_;
-    const int64_t first_row = row_panels_ * row_part / row_parts_ * kPanel;
-    const int64_t last_row = minimum(row_panels_ * (row_part + 1) / row_parts_ * kPanel, rows_);
-    return {i / column_parts_ / row_parts_, first_row, last_row - first_row,
-            column_panels_ * column_part / column_parts_, column_panels_ * (column_part + 1) / column_parts_};
-  }
-
- private:
-  int64_t rows_, row_panels_, column_panels_, row_parts_, column_parts_, count_;
-};
-
 }  // namespace
 
 void split_weight(const SplitWeightParams& p, const Threads& threads) {
@@ -280,7 +242,8 @@ void split_weight(const SplitWeightParams& p, const Threads& threads) {
 }
 
 bool split_product(const SplitProductParams& p, const Threads& threads) {
-  const Pieces pieces(p, threads.count);
+  const Pieces pieces(p.shape.products, p.rows, p.shape.columns, threads.count,
+                      {kBlockRows, kLeastPanels, maximum(p.shape.column_blocks(), 1)});
   bool finite = true;
   parallel_on_demand(threads, pieces.count(), [&] {
     return [&, multiplier = Multiplier(p)](int64_t begin, int64_t end) mutable {

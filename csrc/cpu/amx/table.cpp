@@ -10,6 +10,8 @@ namespace amx {
 
 void attention(const AttentionParams&, const Threads&);
 void attention_backward(const AttentionBackwardParams&, const Threads&);
+void bfloat16_product(const Bfloat16ProductParams&, const Threads&);
+void bfloat16_weight(const Bfloat16WeightParams&, const Threads&);
 bool split_product(const SplitProductParams&, const Threads&);
 void split_weight(const SplitWeightParams&, const Threads&);
 
@@ -18,6 +20,8 @@ Kernels table() {
   kernels.isa = "amx";
   kernels.attention = attention;
   kernels.attention_backward = attention_backward;
+  kernels.bfloat16_product = bfloat16_product;
+  kernels.bfloat16_weight = bfloat16_weight;
   kernels.split_product = split_product;
   kernels.split_weight = split_weight;
   return kernels;

@@ -72,17 +72,20 @@ struct TileSums {
     if constexpr (kRows == 2 && kColumns == 2) _tile_stored(3, below + kTile, bytes);
   }
 
-  // Adds the product of a column of left-hand tiles and a row of right-hand tiles, each one after the other in memory.
-  FASTDIFF_INLINE static void add_product(const BFloat16* left, const BFloat16* right) {
+  // Adds the product of a column of left-hand tiles, whose rows are `left_stride` numbers apart, and a row of
+  // right-hand tiles, one after the other in memory.
+  FASTDIFF_INLINE static void add_product(const BFloat16* left, const BFloat16* right,
+                                          int64_t left_stride = kTileDepth) {
+    const int64_t left_bytes = left_stride * sizeof(BFloat16);
     _tile_loadd(6, right, kTileStride);
-    _tile_loadd(4, left, kTileStride);
+    _tile_loadd(4, left, left_bytes);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (kColumns == 2) {
       _tile_loadd(7, right + kTileNumbers, kTileStride);
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (kRows == 2) {
-      _tile_loadd(5, left + kTileNumbers, kTileStride);
+      _tile_loadd(5, left + kTile * left_stride, left_bytes);
       _tile_dpbf16ps(2, 5, 6);
       if constexpr (kColumns == 2) _tile_dpbf16ps(3, 5, 7);
     }

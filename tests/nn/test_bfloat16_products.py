@@ -1,0 +1,149 @@
+"""Products of bfloat16 matrices on the tile unit: one rounding, any shape, the same bits in any batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fastdiff.nn import Linear, bfloat16_products
+from fastdiff.nn.bfloat16_products import LEAST_TERMS, PackedWeight
+
+pytestmark = pytest.mark.skipif(
+    not bfloat16_products.available(), reason="this processor has no tile unit, or FASTDIFF_CPU_ISA names another"
+)
+
+# (rows, in, out): one panel and several, whole and with rests of every kind; blocks of rows, of columns and of terms
+SHAPES = (
+    (32, 32, 32),
+    (1, 1, 1),
+    (2, 1152, 70),
+    (33, 320, 96),
+    (48, 70, 17),
+    (300, 645, 15),
+    (256, 64, 1100),
+    (70, 5000, 40),
+    (513, 4224, 50),
+)
+GELUS = (None, "none", "tanh")
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+def randn(*sizes: int) -> torch.Tensor:
+    return torch.randn(sizes).bfloat16()
+
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gelu: str | None = None
+) -> torch.Tensor:
+    return bfloat16_products.linear(x, bfloat16_products.pack(weight), bias, gelu)
+
+
+def reference(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gelu: str | None = None
+) -> torch.Tensor:
+    y = F.linear(x, weight, bias)
+    return y if gelu is None else F.gelu(y, approximate=gelu)
+
+
+@pytest.mark.parametrize("gelu", GELUS)
+@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_as_accurate_as_torch(shape, bias, gelu) -> None:
+    rows, terms, columns = shape
+    x, weight, shift = randn(rows, terms), randn(columns, terms), randn(columns) if bias else None
+    exact = reference(x.double(), weight.double(), None if shift is None else shift.double(), gelu)
+    ours, theirs = (y.double() - exact for y in (linear(x, weight, shift, gelu), reference(x, weight, shift, gelu)))
+    rounding = 2.0**-9 * exact.abs()  # of a result: what no correct one need be below
+    assert ours.abs().max() <= 2 * max(theirs.abs().max(), rounding.max())
+    assert ours.square().mean().sqrt() <= 2 * max(theirs.square().mean().sqrt(), rounding.square().mean().sqrt())
+
+
+def test_sums_are_rounded_once() -> None:
+    """Sums of integers below 2^24 are exact in float32, and a result is what is nearest to them."""
+    x, weight = (torch.randint(-15, 16, size).bfloat16() for size in ((90, 3000), (70, 3000)))
+    bias = torch.randint(-15, 16, (70,)).bfloat16()
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    assert torch.equal(linear(x, weight, bias), exact.bfloat16())
+
+
+@pytest.mark.parametrize("value", (float("inf"), -float("inf"), float("nan")))
+@pytest.mark.parametrize("terms", (64, 70, 2100))
+def test_what_is_not_finite_stays_in_its_row(value, terms) -> None:
+    x, weight, bias = randn(80, terms), randn(48, terms), randn(48)
+    y = linear(x, weight, bias)
+    x[70, terms - 1] = value
+    changed = linear(x, weight, bias)
+    assert torch.equal(changed[70].isnan(), F.linear(x[70], weight, bias).isnan())
+    assert not changed[70].isfinite().any()
+    others = torch.arange(80) != 70
+    assert torch.equal(changed[others], y[others])
+
+
+@pytest.mark.parametrize("gelu", GELUS)
+def test_same_bits_in_any_batch_and_on_any_number_of_threads(gelu) -> None:
+    threads = torch.get_num_threads()
+    x, weight, bias = randn(600, 2200), randn(530, 2200), randn(530)
+    y = linear(x, weight, bias, gelu)
+    try:
+        for count in (1, 2, 3, 16):
+            torch.set_num_threads(count)
+            assert torch.equal(linear(x, weight, bias, gelu), y)
+            assert torch.equal(linear(x[:5], weight, bias, gelu), y[:5])
+            assert torch.equal(linear(x[77:400], weight, bias, gelu), y[77:400])
+            assert torch.equal(linear(x, weight[3:40], bias[3:40], gelu), y[:, 3:40])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("rows", "terms", "columns"), ((0, 8, 8), (40, 8, 0)))
+def test_empty_operands(rows, terms, columns) -> None:
+    x, weight, bias = randn(rows, terms), randn(columns, terms), randn(columns)
+    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+def test_strides_and_leading_sizes() -> None:
+    x, weight = randn(3, 70, 5).transpose(1, 2), randn(140, 40)[::2].T
+    expected = linear(x.reshape(15, 70), weight.contiguous()).view(3, 5, 40)
+    assert torch.equal(linear(x, weight), expected)
+
+
+def test_a_layer_uses_them_from_so_many_inputs_on_and_sees_its_weight_change() -> None:
+    small, layer = (Linear(terms, 48, dtype=torch.bfloat16).eval() for terms in (LEAST_TERMS - 1, LEAST_TERMS))
+    small(randn(40, LEAST_TERMS - 1))
+    assert not isinstance(small._kept.value, PackedWeight)
+    x = randn(2, 20, LEAST_TERMS)
+    for _ in range(2):
+        assert torch.equal(layer(x), linear(x, layer.weight, layer.bias))
+        assert torch.equal(layer.gelu(x, "tanh"), linear(x, layer.weight, layer.bias, "tanh"))
+        assert isinstance(layer._kept.value, PackedWeight)
+        layer.weight.mul_(2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    (
+        ({"x": torch.zeros(4, 40)}, "x must be bfloat16"),
+        ({"packed": torch.zeros(1, 1, 1024).bfloat16()}, "packed must have the shape"),
+        ({"bias": torch.zeros(9).bfloat16()}, "bias must have the shape"),
+        ({"y": torch.zeros(5, 8).bfloat16()}, "y must have the shape"),
+    ),
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_operands_that_do_not_fit_are_refused(change, message) -> None:
+    operands = {
+        "x": randn(4, 40),
+        "packed": bfloat16_products.pack(randn(8, 40)).packed,
+        "bias": randn(8),
+        "gelu": False,
+        "tanh": False,
+        "y": randn(4, 8),
+    }
+    torch.ops.fastdiff.bfloat16_product.default(*operands.values())
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fastdiff.bfloat16_product.default(*(operands | change).values())
