@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-# The package `bench` lies in the folder above. Appended, so that an installed fastdiff comes before the sources.
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+# The folder of a script comes first in the path: there, files would hide installed packages of their names. The package
+# `bench` lies in the folder above. Appended, so that an installed fastdiff comes before the sources.
+_FOLDER = Path(__file__).resolve().parent
+sys.path = [entry for entry in sys.path if Path(entry).resolve() != _FOLDER] + [str(_FOLDER.parent)]
 
 from bench import samplers  # noqa: E402
 from bench.kernels import command as kernels  # noqa: E402

@@ -21,10 +21,10 @@ FULL = Budget(seconds=120.0, min_repetitions=5, max_repetitions=50)
 QUICK = Budget(seconds=0.0, min_repetitions=2, max_repetitions=2)
 _INTRODUCTION = (
     "One evaluation of a network with random weights, as a sampler makes it: medians, all contenders taking turns in "
-    "one process, on the same weights in memory. Convolutional networks run channels-last on all sides. Ratios are the "
-    "other's time over fastdiff's. Of the peak: GFLOP/s, with the operations of plain sums, against multiply-adds that "
-    "wait for nothing; minimal filtering can bring it above 100. Memory is the most that a call takes beyond what was "
-    "held before."
+    "one process, on the same weights in memory. A peer whose result is another is timed, too, and named below. "
+    "Convolutional networks run channels-last on all sides. Ratios are the other's time over fastdiff's. Of the peak: "
+    "GFLOP/s, with the operations of plain sums, against multiply-adds that wait for nothing; minimal filtering can "
+    "bring it above 100. Memory is the most that a call takes beyond what was held before."
 )
 
 

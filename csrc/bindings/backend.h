@@ -61,10 +61,10 @@ struct CpuBackend {
   static void gate_residual_backward(const GateResidualBackwardParams& p, const Tensor&) {
     cpu::kernels().gate_residual_backward(p, threads());
   }
-  static void bfloat16_product(const Bfloat16ProductParams& p, const Tensor&) {
+  static void bfloat16_product(const BFloat16ProductParams& p, const Tensor&) {
     cpu::kernels().bfloat16_product(p, threads());
   }
-  static void bfloat16_weight(const Bfloat16WeightParams& p, const Tensor&) {
+  static void bfloat16_weight(const BFloat16WeightParams& p, const Tensor&) {
     cpu::kernels().bfloat16_weight(p, threads());
   }
   static void geglu(const GegluParams& p, const Tensor&) { cpu::kernels().geglu(p, threads()); }

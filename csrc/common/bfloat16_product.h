@@ -11,27 +11,27 @@
 
 namespace fastdiff {
 
-constexpr int64_t kBfloat16Block = 32;  // columns and terms of a packed block of the weight; those missing are zero
-constexpr int64_t kBfloat16BlockNumbers = kBfloat16Block * kBfloat16Block;
+constexpr int64_t kBFloat16Block = 32;  // columns and terms of a packed block of the weight; those missing are zero
+constexpr int64_t kBFloat16BlockNumbers = kBFloat16Block * kBFloat16Block;
 
-struct Bfloat16Shape {
+struct BFloat16Shape {
   int64_t columns = 0;
   int64_t terms = 0;
 
-  int64_t column_blocks() const { return (columns + kBfloat16Block - 1) / kBfloat16Block; }
-  int64_t term_blocks() const { return (terms + kBfloat16Block - 1) / kBfloat16Block; }
+  int64_t column_blocks() const { return (columns + kBFloat16Block - 1) / kBFloat16Block; }
+  int64_t term_blocks() const { return (terms + kBFloat16Block - 1) / kBFloat16Block; }
 };
 
-struct Bfloat16WeightParams {
-  Bfloat16Shape shape;
+struct BFloat16WeightParams {
+  BFloat16Shape shape;
   const BFloat16* weight = nullptr;
   BFloat16* packed = nullptr;  // (column blocks, term blocks, numbers of a block)
 };
 
 enum class ProductActivation { none, gelu, gelu_tanh };
 
-struct Bfloat16ProductParams {
-  Bfloat16Shape shape;
+struct BFloat16ProductParams {
+  BFloat16Shape shape;
   int64_t rows = 0;
   const BFloat16* x = nullptr;
   const BFloat16* packed = nullptr;

@@ -45,7 +45,7 @@ void attend(const AttentionParams& p, const Threads& available) {
         packed(i / key_blocks).pack(p, unit / p.kv_heads, unit % p.kv_heads, i % key_blocks);
       }
     });
-    parallel_on_demand(threads, count * group * query_blocks, [&] {
+    parallel_on_demand(threads, count * group * query_blocks, heads_in_turn, [&] {
       return [&, block = Block(p)](int64_t begin, int64_t end) mutable {
         for (int64_t i = begin; i < end; i++) {
           const int64_t turn = heads_in_turn * query_blocks, row = i % turn / heads_in_turn * kQueries;

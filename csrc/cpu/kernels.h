@@ -40,8 +40,8 @@ struct Kernels {
   void (*qk_norm_rope_backward)(const QkNormRopeBackwardParams&, const Threads&);
   void (*sampler_step)(const SamplerStepParams&, const Threads&);
   // These need a tile unit.
-  void (*bfloat16_product)(const Bfloat16ProductParams&, const Threads&) = nullptr;
-  void (*bfloat16_weight)(const Bfloat16WeightParams&, const Threads&) = nullptr;
+  void (*bfloat16_product)(const BFloat16ProductParams&, const Threads&) = nullptr;
+  void (*bfloat16_weight)(const BFloat16WeightParams&, const Threads&) = nullptr;
   bool (*split_product)(const SplitProductParams&, const Threads&) = nullptr;
   void (*split_weight)(const SplitWeightParams&, const Threads&) = nullptr;
   void (*timestep_embedding)(const TimestepEmbeddingParams&, const Threads&);

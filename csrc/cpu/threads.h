@@ -25,13 +25,15 @@ static inline void parallel_for(const Threads& threads, int64_t items, const Bod
 
 // Calls body(begin, end) on disjoint ranges that cover [0, items), where each thread has a body of its own, from
 // make(), and takes the next range when it is done with one: a thread does the more, the faster its core is. Cores
-// differ in kind, and by what runs on their second hardware thread.
+// differ in kind, and by what runs on their second hardware thread. Every `group` of neighbours is in one range, where
+// there are groups for all threads.
 template <class Make>
-static inline void parallel_on_demand(const Threads& threads, int64_t items, const Make& make) {
+static inline void parallel_on_demand(const Threads& threads, int64_t items, int64_t group, const Make& make) {
   constexpr int64_t kRangesOfThread = 8;
   const int64_t workers = threads.count < items ? threads.count : items;
   if (workers <= 0) return;
-  const int64_t share = items / (kRangesOfThread * workers), size = share > 1 ? share : 1;
+  const int64_t unit = items >= group * workers ? group : 1;
+  const int64_t share = items / (kRangesOfThread * workers) / unit * unit, size = share > unit ? share : unit;
   int64_t next = 0;
   parallel_for(threads, workers, [&](int64_t, int64_t) {
     auto body = make();

@@ -1,22 +1,19 @@
 """Products of bfloat16 matrices on the tile unit (AMX) of a processor, with bias and GELU in the same pass.
 
 Sums are in float32 and rounded once. A row's result is the same, to the bit, whatever other rows there are and on any
-number of threads. The unit reads subnormal numbers as zero.
+number of threads. The unit reads and writes subnormal numbers as zero.
 
-On an Emerald Rapids Xeon these products are 0.9 to 1.1 times as fast as oneDNN's with a weight laid out ahead of time
+On an Emerald Rapids Xeon these products, of 2 to 2048 rows, are 0.9 to 1.1 times as fast as oneDNN's with a weight laid out ahead of time
 where cores are all alike, and 1.2 to 1.8 times where one of them shares its tile unit's time with another program:
 threads take pieces of work as they are done with the last. With GELU it is 0.95 to 1.5 and 1.3 to 1.9 times.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from fastdiff import _extension
 
 LEAST_TERMS = 1024
 """With fewer, most of the time goes to writing results, which oneDNN does faster."""
@@ -27,12 +24,6 @@ class PackedWeight(NamedTuple):
 
     packed: Tensor
     out_features: int
-
-
-@functools.lru_cache(maxsize=1)
-def available() -> bool:
-    """Whether this processor has a tile unit, and the kernels for it are in use."""
-    return _extension._C is not None and _extension._C.build_info()["cpu_isa"] == "amx"
 
 
 def pack(weight: Tensor) -> PackedWeight:

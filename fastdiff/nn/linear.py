@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastdiff.nn import bfloat16_products, split_products
+from fastdiff.nn import bfloat16_products, split_products, tile_unit
 from fastdiff.nn.bfloat16_products import PackedWeight
 from fastdiff.nn.kept import Keeper
 from fastdiff.nn.prepacking import may_prepack, onednn_has_faster_products, pack_matrix, packed_linear
@@ -17,13 +17,13 @@ class Linear(Keeper, nn.Linear):
     In evaluation mode, and where no gradient is asked for, the weight is laid out at the first call and kept so, as a
     second copy:
 
-    * for oneDNN: ``F.linear`` lays a bfloat16 weight out anew at every call. In float32 that is done where a
-      measurement at the first call has shown oneDNN to be faster than the library that ``F.linear`` calls.
     * in bfloat16, on a processor with a tile unit (AMX), and for at least 1024 inputs, for a product of our own, see
       ``fastdiff.nn.bfloat16_products``.
     * in float32, on a processor with a tile unit (AMX), and for at least 32 rows, as three parts in bfloat16, 1.5 times
       the size of the weight: their products are as accurate as float32's and mostly 1.5 to 1.9 times as fast on cores
       that no other thread shares, see ``fastdiff.nn.split_products``.
+    * else for oneDNN: ``F.linear`` lays a bfloat16 weight out anew at every call. In float32 that is done where a
+      measurement at the first call has shown oneDNN to be faster than the library that ``F.linear`` calls.
 
     Results may differ from ``F.linear``'s in their last bits. A change of the weight is seen as
     :class:`fastdiff.nn.Attention` sees it.
@@ -64,12 +64,12 @@ class Linear(Keeper, nn.Linear):
         if self.training or not fits or not may_prepack(x, self.weight, self.bias):
             return None
         rows = x.numel() // self.in_features
-        if x.dtype == torch.float32 and split_products.available():
+        if x.dtype == torch.float32 and tile_unit.available():
             if rows < split_products.LEAST_ROWS:
                 return None  # and not oneDNN's layout in place of the one that is kept for more rows
             return self.keep((self.weight,), "split", lambda: split_products.pack(self.matrix[None]))
         long = self.in_features >= bfloat16_products.LEAST_TERMS
-        if x.dtype == torch.bfloat16 and long and bfloat16_products.available():
+        if x.dtype == torch.bfloat16 and long and tile_unit.available():
             return self.keep((self.weight,), "bfloat16", lambda: bfloat16_products.pack(self.matrix))
         if x.dtype == torch.float32 and not onednn_has_faster_products():
             return None

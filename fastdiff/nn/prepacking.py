@@ -19,7 +19,10 @@ _CLEARLY_FASTER = 1.2
 
 
 def may_prepack(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN's own operators take these tensors, and what they do with the weight may be kept."""
+    """Whether oneDNN's own operators take these tensors, and what is made of the weight may be kept.
+
+    Products of our own ask the same, so that what turns oneDNN off turns them off, too.
+    """
     return (
         may_keep(weight)
         and x.device.type == "cpu"

@@ -8,7 +8,8 @@ on any number of threads.
 
 On cores to themselves, those of an Emerald Rapids Xeon, most products of models' sizes are 1.5 to 1.9 times as fast as
 in MKL, on one thread and on two. While the second hardware thread of a core is busy too, with whatever program, the
-tile unit's instructions are no longer worked on at the same time: then they are 0.8 to 0.9 times as fast.
+tile unit's instructions are no longer worked on at the same time: then they are 0.8 to 0.9 times as fast, and 0.8 to
+1.0 times on two threads of which that is so for one.
 
 The unit reads and writes subnormal numbers as zero: results below 1.2e-38 are zero, and operands below about 1e-33 lose
 digits.
@@ -16,14 +17,11 @@ digits.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from fastdiff import _extension
 
 LEAST_ROWS = 32
 """With fewer, reading the weight, half as large again as the plain one, takes longer than the multiplications."""
@@ -37,12 +35,6 @@ class SplitWeight(NamedTuple):
 
     packed: Tensor
     out_features: int
-
-
-@functools.lru_cache(maxsize=1)
-def available() -> bool:
-    """Whether this processor has a tile unit, and the kernels for it are in use."""
-    return _extension._C is not None and _extension._C.build_info()["cpu_isa"] == "amx"
 
 
 def pack(weights: Tensor) -> SplitWeight | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastdiff import _extension
-from fastdiff.nn import split_products
+from fastdiff.nn import split_products, tile_unit
 from fastdiff.nn.prepacking import onednn_has_faster_products, pack_matrix, packed_linear
 from fastdiff.nn.split_products import SplitWeight
 
@@ -48,7 +48,7 @@ def pack(weight: Tensor) -> Parts:
     g = torch.tensor(rows, dtype=weight.dtype, device=weight.device)
     pixels = weight.permute(2, 3, 0, 1).reshape(9, -1)
     parts = (torch.kron(g, g) @ pixels).view(16, out_channels, channels)
-    packed = split_products.pack(parts) if split_products.available() else None
+    packed = split_products.pack(parts) if tile_unit.available() else None
     if packed is not None:
         return packed
     if onednn_has_faster_products():

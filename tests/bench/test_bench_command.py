@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -29,9 +30,11 @@ def job_of(case, *baselines):
     return Job((case,), partial(measure_case, baselines=baselines, budget=Budget(0.0, 1, 1)), "cpu", 1, "default")
 
 
-def test_no_module_beside_the_script_hides_a_contender():
-    beside = {path.stem for path in RUN.parent.iterdir()}
-    assert "run" in beside and not beside & {"diffusers", "openvino", "torch"}
+def test_no_module_beside_the_script_hides_a_package():
+    code = f"import runpy, sys; runpy.run_path({str(RUN)!r}); import worker"
+    path = {"PYTHONPATH": str(RUN.parent)}  # as Python sets it for a script
+    process = subprocess.run([sys.executable, "-c", code], env=os.environ | path, capture_output=True, text=True)
+    assert "No module named 'worker'" in process.stderr
 
 
 @pytest.fixture(scope="module")

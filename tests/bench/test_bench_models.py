@@ -14,7 +14,7 @@ import torch
 import bench.run
 from bench import openvino_peer
 from bench.device import CpuDevice
-from bench.models import MODELS
+from bench.models import MODELS, command
 from bench.models.measure import ModelCase, measure_model, peak_bytes
 from bench.timing import Budget
 from bench.worker import WrongResult
@@ -51,6 +51,8 @@ def test_a_contender_with_another_result_is_timed_and_named(small, monkeypatch) 
     record = measure_model(ModelCase("dit_xl_2", "fp32"), CpuDevice(), peers=("compile",), budget=ONCE)
     assert record["wrong"] == {"compile": "differs from diffusers by 0.2 of its result"}
     assert "compile" in record["contenders"]
+    run = {"allocator": "default", "threads": 1, "records": [record], "peak_gflop_per_s": None}
+    assert "dit_xl_2 fp32: compile differs from diffusers by 0.2 of its result" in command.table(run).notes
 
 
 def test_peak_memory_is_that_of_a_call() -> None:

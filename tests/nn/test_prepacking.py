@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastdiff
-from fastdiff.nn import Conv2d, Linear, prepacking, split_products
+from fastdiff.nn import Conv2d, Linear, prepacking, tile_unit
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -27,7 +27,7 @@ def no_grad():
 def onednn_products(monkeypatch):
     """As on a machine without a tile unit, where oneDNN's float32 products are faster than those of `F.linear`."""
     monkeypatch.setattr("fastdiff.nn.linear.onednn_has_faster_products", lambda: True)
-    monkeypatch.setattr(split_products, "available", lambda: False)
+    monkeypatch.setattr(tile_unit, "available", lambda: False)
 
 
 def conv_input(dtype: torch.dtype, channels: int = 24, size: tuple[int, int] = (13, 9)) -> torch.Tensor:
@@ -243,7 +243,7 @@ def test_other_paddings_keep_to_torch() -> None:
 
 def test_products_are_measured_once(monkeypatch) -> None:
     layer, x = make("linear", torch.float32)
-    monkeypatch.setattr(split_products, "available", lambda: False)
+    monkeypatch.setattr(tile_unit, "available", lambda: False)
     prepacking.onednn_has_faster_products.cache_clear()
     faster = {True: 1e-3, False: 1.0}
     for wins in (True, False):

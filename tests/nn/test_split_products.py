@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastdiff
-from fastdiff.nn import FeedForward, Linear, split_products
+from fastdiff.nn import FeedForward, Linear, split_products, tile_unit
 
 pytestmark = pytest.mark.skipif(
-    not split_products.available(), reason="this processor has no tile unit, or FASTDIFF_CPU_ISA names another"
+    not tile_unit.available(), reason="this processor has no tile unit, or FASTDIFF_CPU_ISA names another"
 )
 
 # (rows, in, out): one panel and several, of full size and with rests; blocks of rows and of terms, one and several

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastdiff
-from fastdiff.nn import Conv2d, split_products, winograd
+from fastdiff.nn import Conv2d, split_products, tile_unit, winograd
 
 # (N, H, W): one chunk and several, with a rest; odd sizes, whose last tiles hang over; a map of one row
 SIZES = ((2, 8, 8), (1, 13, 11), (3, 1, 64), (1, 23, 25), (5, 16, 10))
@@ -27,8 +27,8 @@ def products(request, monkeypatch) -> None:
     """Who multiplies the parts: the one library or the other where it is the faster, or the tile unit."""
     monkeypatch.setattr(winograd, "onednn_has_faster_products", lambda: request.param == "linear")
     if request.param != "split":
-        monkeypatch.setattr(split_products, "available", lambda: False)
-    elif not split_products.available():
+        monkeypatch.setattr(tile_unit, "available", lambda: False)
+    elif not tile_unit.available():
         pytest.skip("this processor has no tile unit, or its kernels are not in use")
 
 
@@ -105,7 +105,7 @@ def test_nan_comes_out() -> None:
     assert not y[far].isnan().any()
 
 
-@pytest.mark.skipif(not split_products.available(), reason="this processor has no tile unit")
+@pytest.mark.skipif(not tile_unit.available(), reason="this processor has no tile unit")
 @pytest.mark.parametrize("value", (float("inf"), float("nan"), 3.4e38))
 def test_what_is_not_finite_goes_to_the_plain_convolution_from_the_tile_unit(value) -> None:
     layer, x = Conv2d(128, 144, 3, padding=1).eval(), random_map(3, 128, 16, 16)

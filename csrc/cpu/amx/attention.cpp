@@ -119,7 +119,7 @@ class QueryBlock {
         if ((i + 1) % key_blocks == 0) pack(p, rows_at(i + 1));
         products.begin_scores(block_at(i + 1));
       }
-      exponentiate<kRows>(block, nullptr, sums_[i / key_blocks % 2], i % key_blocks > 0, products);
+      exponentiate<kRows>(block, rows_at(i).rows, nullptr, sums_[i / key_blocks % 2], i % key_blocks > 0, products);
       products.finish();
       if (i > 0) finish(i - 1);
     }
@@ -142,7 +142,7 @@ class QueryBlock {
       products.begin_scores(block);
       products.finish();
       raise_tops<kRows>(block, sums_[0], i > 0);
-      exponentiate<kRows>(block, shifts_, sums_[0], i > 0, products);
+      exponentiate<kRows>(block, rows.rows, shifts_, sums_[0], i > 0, products);
       products.begin_values(block, i > 0);
       products.finish();
     }
@@ -243,18 +243,18 @@ class QueryBlock {
     int64_t tile_ = 0, step_ = 0, left_values_ = 0, score_step_ = 0, depth_ = 0, left_scores_ = 0;
   };
 
-  // Scores of a block become probabilities, less the `shifts` of their queries if there are any, which are added to
-  // the sums, or begin them. A row of probabilities is half as long as one of scores: it falls behind what is still to
-  // be read. The products of tiles that are left are done meanwhile: apart, vectors and tiles would wait for each
-  // other.
+  // Scores of a block and of `rows` queries become probabilities, less the `shifts` of their queries if there are any,
+  // which are added to the sums, or begin them. A row of probabilities is half as long as one of scores: it falls
+  // behind what is still to be read. The products of tiles that are left are done meanwhile: apart, vectors and tiles
+  // would wait for each other.
   template <int kRows>
-  void exponentiate(const KeyBlock& block, const float* shifts, float* sums, bool add, Products<kRows>& products) {
+  void exponentiate(const KeyBlock& block, int64_t rows, const float* shifts, float* sums, bool add,
+                    Products<kRows>& products) {
     const int64_t whole_steps = block.count / kStepKeys, rest = block.count % kStepKeys;
     const auto valid_first = first_lanes(minimum(rest, kTile)), valid_second = first_lanes(rest - kTile);
     const Float scale = broadcast(scale_);
-    constexpr int64_t kAllRows = kRows * kTile;
     const int64_t count = products.left();
-    for (int64_t r = 0; r < kAllRows; r++) {
+    for (int64_t r = 0; r < rows; r++) {
       const Float shift = broadcast(shifts ? shifts[r] : 0);
       const auto power_at = [&](int64_t step, int64_t i) FASTDIFF_INLINE_LAMBDA {
         return power_of_two_by_floor(multiply_add(load(block.scores_of(step) + r * kStepKeys + i), scale, -shift));
@@ -274,7 +274,7 @@ class QueryBlock {
         store_numbers(block.probabilities_of(whole_steps) + r * kTileDepth, round_to_pairs(first, second));
       }
       store(target, sum);
-      while ((count - products.left()) * kAllRows < (r + 1) * count) products.next();
+      while ((count - products.left()) * rows < (r + 1) * count) products.next();
     }
   }
 
@@ -368,7 +368,7 @@ class QueryBlock {
   float scale_ = 0;
   // Of the probabilities of every query so far, a sum for each lane, of two blocks of rows; and what scores have
   // subtracted.
-  alignas(64) float sums_[2][kRowsAtOnce * kLanes], tops_[kRowsAtOnce], shifts_[kRowsAtOnce];
+  alignas(64) float sums_[2][kRowsAtOnce * kLanes] = {}, tops_[kRowsAtOnce], shifts_[kRowsAtOnce];
   TileRegisters registers_;
   FlushToZero flush_;
 };

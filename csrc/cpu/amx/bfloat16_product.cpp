@@ -19,7 +19,7 @@
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {
 
-static_assert(kPanel == kBfloat16Block && kTileDepth == kBfloat16Block);
+static_assert(kPanel == kBFloat16Block && kTileDepth == kBFloat16Block);
 
 // 2048 terms of 256 rows are 1 MiB, and the sums of these with 16 panels 512 KiB, of 2 MiB of an L2 cache. Fewer terms,
 // for a panel of columns to stay in the L1 cache, gain less than fetching sums and putting them back takes.
@@ -74,7 +74,7 @@ class PendingSums {
 template <class Activation>
 class Multiplier {
  public:
-  explicit Multiplier(const Bfloat16ProductParams& p)
+  explicit Multiplier(const BFloat16ProductParams& p)
       : p_(p),
         steps_(p.shape.term_blocks()),
         blocks_(maximum(ceil_div(steps_, kBlockSteps), 1)),
@@ -101,10 +101,10 @@ class Multiplier {
     for (int64_t i = 0; i < row_panels; i++) left_panels_[i] = left_panel(piece, i, begin, end);
     finish_writes();
     const int64_t prefetches =
-        ceil_div(kBfloat16BlockNumbers * sizeof(BFloat16), kLineBytes * row_panels);  // a step, of the next panel
+        ceil_div(kBFloat16BlockNumbers * sizeof(BFloat16), kLineBytes * row_panels);  // a step, of the next panel
     for (int64_t panel = piece.first_panel; panel < piece.last_panel; panel++) {
-      const BFloat16* right = p_.packed + (panel * steps_ + begin) * kBfloat16BlockNumbers;
-      const char* next_right = reinterpret_cast<const char*>(right + steps_ * kBfloat16BlockNumbers);
+      const BFloat16* right = p_.packed + (panel * steps_ + begin) * kBFloat16BlockNumbers;
+      const char* next_right = reinterpret_cast<const char*>(right + steps_ * kBFloat16BlockNumbers);
       for (int64_t i = 0; i < row_panels; i++) {
         const int64_t slot = (panel - piece.first_panel) * row_panels + i;
         float* sums = sums_ + (blocks_ == 1 ? slot % 2 : slot) * kPanelSums;
@@ -126,7 +126,7 @@ class Multiplier {
     if (rows == kPanel && count % kTileDepth == 0) return {x, terms, kTileDepth};
     BFloat16* packed = left_ + i * kPanel * kBlockSteps * kTileDepth;
     pack_left(x, terms, rows, count, packed);
-    return {packed, kTileDepth, kBfloat16BlockNumbers};
+    return {packed, kTileDepth, kBFloat16BlockNumbers};
   }
 
   template <int kRows>
@@ -139,7 +139,7 @@ class Multiplier {
       Sums::clear();
     }
     for (int64_t k = 0; k < steps; k++) {
-      Sums::add_product(left.tiles + k * left.step_stride, right + k * kBfloat16BlockNumbers, left.row_stride);
+      Sums::add_product(left.tiles + k * left.step_stride, right + k * kBFloat16BlockNumbers, left.row_stride);
       for (int64_t i = 0; i < prefetches; i++, next_right += kLineBytes) prefetch(next_right);
       pending_.write_up_to((k + 1) * kPanel / steps);
     }
@@ -159,7 +159,7 @@ class Multiplier {
 
   static constexpr int64_t kLineBytes = 64;
 
-  const Bfloat16ProductParams& p_;
+  const BFloat16ProductParams& p_;
   int64_t steps_, blocks_;
   Scratch<BFloat16> left_;
   Scratch<float> sums_;
@@ -170,9 +170,9 @@ class Multiplier {
 };
 
 template <class Activation>
-void multiply(const Bfloat16ProductParams& p, const Threads& threads) {
+void multiply(const BFloat16ProductParams& p, const Threads& threads) {
   const Pieces pieces(1, p.rows, p.shape.columns, threads.count, {kBlockRows, kLeastPanels, kBlockPanels});
-  parallel_on_demand(threads, pieces.count(), [&] {
+  parallel_on_demand(threads, pieces.count(), 1, [&] {
     return [&, multiplier = Multiplier<Activation>(p)](int64_t begin, int64_t end) mutable {
       for (int64_t i = begin; i < end; i++) multiplier.run(pieces.at(i));
     };
@@ -181,17 +181,17 @@ void multiply(const Bfloat16ProductParams& p, const Threads& threads) {
 
 }  // namespace
 
-void bfloat16_weight(const Bfloat16WeightParams& p, const Threads& threads) {
+void bfloat16_weight(const BFloat16WeightParams& p, const Threads& threads) {
   parallel_for(threads, p.shape.column_blocks(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t column = i * kPanel;
       pack_as_columns(p.weight + column * p.shape.terms, p.shape.terms, minimum(kPanel, p.shape.columns - column),
-                      p.shape.terms, p.packed + i * p.shape.term_blocks() * kBfloat16BlockNumbers);
+                      p.shape.terms, p.packed + i * p.shape.term_blocks() * kBFloat16BlockNumbers);
     }
   });
 }
 
-void bfloat16_product(const Bfloat16ProductParams& p, const Threads& threads) {
+void bfloat16_product(const BFloat16ProductParams& p, const Threads& threads) {
   switch (p.activation) {
     case ProductActivation::none:
       return multiply<Identity>(p, threads);

@@ -14,9 +14,12 @@ struct Piece {
   int64_t product, first_row, rows, first_panel, last_panel;
 };
 
-// Of a piece at least, where there are as many, and at most.
+constexpr int64_t kAnyNumber = int64_t{1} << 40;
+
 struct PieceLimits {
-  int64_t rows, least_panels, most_panels;
+  int64_t most_rows;
+  int64_t least_panels;  // of columns, where there are as many
+  int64_t most_panels;
 };
 
 // Blocks of rows. Where those are too few to keep all threads busy until the end they are cut by columns, and where
@@ -28,7 +31,7 @@ class Pieces {
       : rows_(rows),
         row_panels_(ceil_div(rows, kPanel)),
         column_panels_(ceil_div(columns, kPanel)),
-        row_parts_(ceil_div(rows, limits.rows)),
+        row_parts_(ceil_div(rows, limits.most_rows)),
         column_parts_(maximum(ceil_div(column_panels_, limits.most_panels), 1)),
         count_(products * row_parts_ * column_parts_) {
     if (count_ == 0 || threads <= 1) return;

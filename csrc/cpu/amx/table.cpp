@@ -10,8 +10,8 @@ namespace amx {
 
 void attention(const AttentionParams&, const Threads&);
 void attention_backward(const AttentionBackwardParams&, const Threads&);
-void bfloat16_product(const Bfloat16ProductParams&, const Threads&);
-void bfloat16_weight(const Bfloat16WeightParams&, const Threads&);
+void bfloat16_product(const BFloat16ProductParams&, const Threads&);
+void bfloat16_weight(const BFloat16WeightParams&, const Threads&);
 bool split_product(const SplitProductParams&, const Threads&);
 void split_weight(const SplitWeightParams&, const Threads&);
 
