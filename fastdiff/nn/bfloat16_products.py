@@ -3,9 +3,10 @@
 Sums are in float32 and rounded once. A row's result is the same, to the bit, whatever other rows there are and on any
 number of threads. The unit reads and writes subnormal numbers as zero.
 
-On an Emerald Rapids Xeon these products, of 2 to 2048 rows, are 0.9 to 1.1 times as fast as oneDNN's with a weight laid out ahead of time
-where cores are all alike, and 1.2 to 1.8 times where one of them shares its tile unit's time with another program:
-threads take pieces of work as they are done with the last. With GELU it is 0.95 to 1.5 and 1.3 to 1.9 times.
+On an Emerald Rapids Xeon these products, of 2 to 2048 rows, are 0.9 to 1.1 times as fast as oneDNN's with a weight laid
+out ahead of time where cores are all alike, and 1.2 to 1.8 times where one of them shares its tile unit's time with
+another program: threads take pieces of work as they are done with the last. With GELU it is 0.95 to 1.5 and 1.3 to 1.9
+times.
 """
 
 from __future__ import annotations

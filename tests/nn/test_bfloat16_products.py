@@ -86,8 +86,11 @@ def test_what_is_not_finite_stays_in_its_row(value, gelu, terms) -> None:
     y = linear(x, weight, bias, gelu)
     x[70, terms - 1] = value
     changed = linear(x, weight, bias, gelu)
-    torch.testing.assert_close(changed[70], reference(x[70], weight, bias, gelu), equal_nan=True)
-    assert not changed[70].isfinite().all()
+    expected = F.linear(x[70], weight, bias)
+    assert not expected.isfinite().any()
+    if gelu is not None:  # at infinity the limit; PyTorch's in bfloat16 is NaN there
+        expected = expected.where(expected != -float("inf"), 0)
+    torch.testing.assert_close(changed[70], expected, equal_nan=True)
     others = torch.arange(80) != 70
     assert torch.equal(changed[others], y[others])
 
