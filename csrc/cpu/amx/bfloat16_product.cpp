@@ -107,6 +107,7 @@ class Multiplier {
       const char* next_right = reinterpret_cast<const char*>(right + steps_ * kBFloat16BlockNumbers);
       for (int64_t i = 0; i < row_panels; i++) {
         const int64_t slot = (panel - piece.first_panel) * row_panels + i;
+        // Two by turns, where none need be kept: new sums need not wait until the last ones are read.
         float* sums = sums_ + (blocks_ == 1 ? slot % 2 : slot) * kPanelSums;
         if (piece.rows - i * kPanel > kTile) {
           add_steps<2>(left_panels_[i], right, end - begin, begin > 0, sums, next_right, prefetches);
