@@ -13,9 +13,10 @@ def gate_residual(x: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
     The gate of adaLN-Zero (Scalable Diffusion Models with Transformers, arXiv:2212.09748, figure 3). Where a norm
     follows, :func:`fastdiff.ops.layer_norm_modulate` does both. Arithmetic is float32 for every dtype, rounded once.
 
-    `torch.compile` traces the definition instead on a CPU: beside other elementwise work, Inductor's fusion takes 0.6
-    of the time (float32 and bfloat16, 2 to 21 million elements, forward; with the backward pass it is 0.75 to 1.2).
-    Between a linear layer and a norm they are even; with nothing beside it, the op would be 1.0 to 1.5 times as fast.
+    `torch.compile` traces the definition instead on a CPU, where the gate wants no gradient: beside other elementwise
+    work, Inductor's fusion takes 0.6 of the time (float32 and bfloat16, 2 to 21 million elements). Between a linear
+    layer and a norm they are even; with nothing beside it, the op would be 1.0 to 1.5 times as fast. A gate's gradient
+    is a sum over tokens, which Inductor adds up one by one: of 800 tokens, with four times eager PyTorch's error.
 
     Args:
         x: (N, L, C), the branch's result; float32, bfloat16 or float16. Any strides; read in place where the last one
@@ -33,7 +34,8 @@ def gate_residual(x: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
     x, residual = _tokens.promoted_under_autocast(x, residual)
     _tokens.check_activations(x, residual=residual)
     gate = _tokens.per_token(x, gate=gate)[0]
-    if _switch.reference_depth or _dispatch.is_left_to_inductor(x):
+    gate_learns = torch.is_grad_enabled() and gate.requires_grad
+    if _switch.reference_depth or (_dispatch.is_left_to_inductor(x) and not gate_learns):
         return reference.gate_residual(x, gate, residual)
     _extension.require()
     return _dispatch.call(torch.ops.fastdiff.gate_residual.default, x, gate, residual)

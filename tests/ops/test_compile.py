@@ -34,3 +34,18 @@ def test_graph_holds_the_op_or_its_definition(op, dtype) -> None:
     (graph,) = graphs
     ours = {str(node.target) for node in graph.nodes if str(node.target).startswith("fastdiff.")}
     assert ours == (set() if op in LEFT_TO_INDUCTOR else {f"fastdiff.{KERNELS[op]}.default"})
+
+
+@pytest.mark.parametrize("gate_learns", (False, True), ids=("gate_is_given", "gate_learns"))
+def test_graph_holds_the_op_where_the_gate_learns(gate_learns) -> None:
+    """Its gradient is a sum, in which Inductor is less exact."""
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append(module.graph)
+        return module.forward
+
+    torch._dynamo.reset()
+    x, gate, residual = op_call("gate_residual", torch.float32)[0]
+    torch.compile(ops.gate_residual, fullgraph=True, backend=backend)(x, gate.requires_grad_(gate_learns), residual)
+    assert ("fastdiff.gate_residual.default" in {str(node.target) for node in graphs[0].nodes}) == gate_learns

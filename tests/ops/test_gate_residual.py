@@ -8,7 +8,7 @@ import math
 import instruction_sets
 import pytest
 import torch
-from accuracy import assert_as_exact, assert_draws_as_exact
+from accuracy import assert_draws_as_exact
 from backends import Backend
 from torch import Tensor
 
@@ -25,11 +25,12 @@ def make(shape, dtype=torch.float32, per_token=False) -> list[Tensor]:
     return [torch.randn(size).to(dtype) for size in sizes]
 
 
-def results(function, operands, dtotal, dtype=None) -> list[Tensor]:
-    """[total, dx, dgate, dresidual]"""
-    leaves = [operand.detach().to(dtype or operand.dtype).requires_grad_() for operand in operands]
+def results(function, operands, dtotal, dtype=None, learning=(0, 1, 2)) -> list[Tensor]:
+    """[total, dx, dgate, dresidual], of the gradients those of the operands that learn."""
+    leaves = [operand.detach().to(dtype or operand.dtype) for operand in operands]
+    wanted = [leaves[index].requires_grad_() for index in learning]
     total = function(*leaves)
-    return [total.detach(), *torch.autograd.grad(total, leaves, dtotal.to(total.dtype))]
+    return [total.detach(), *torch.autograd.grad(total, wanted, dtotal.to(total.dtype))]
 
 
 def run(device: Backend, operands, dtotal) -> list[Tensor]:
@@ -161,9 +162,10 @@ def test_gradcheck_of_the_definition() -> None:
     assert torch.autograd.gradcheck(reference.gate_residual, operands)
 
 
+@pytest.mark.parametrize("learning", ((0, 1, 2), (0, 2)), ids=("gate_learns", "gate_is_given"))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_compiled_definition_is_as_exact(dtype) -> None:
-    """Inductor's fusion of it, for three sizes."""
+def test_compiled_is_as_exact(dtype, learning) -> None:
+    """The op where the gate learns, otherwise Inductor's fusion of the definition: for three sizes."""
 
     def block(x, gate, residual):
         return ops.gate_residual(x * 2, gate, residual)
@@ -172,12 +174,17 @@ def test_compiled_definition_is_as_exact(dtype) -> None:
         return reference.gate_residual(x * 2, gate, residual)
 
     compiled = torch.compile(block, fullgraph=True)
+    names = ("total", *(f"d{NAMES[index]}" for index in learning))
     for tokens in (300, 500, 800):
-        operands, dtotal = make((2, tokens, 64), dtype), torch.randn(2, tokens, 64).to(dtype)
-        ours = results(compiled, operands, dtotal)
-        others = (results(exact, operands, dtotal, d) for d in (dtype, torch.float64))
-        for name, *values in zip(("total", *NAMES), ours, *others, strict=True):
-            assert_as_exact(*values, name)
+
+        def draw(shape=(2, tokens, 64)):
+            operands, dtotal = make(shape, dtype), torch.randn(shape).to(dtype)
+            ours = results(compiled, operands, dtotal, learning=learning)
+            others = (results(exact, operands, dtotal, d, learning) for d in (dtype, torch.float64))
+            return dict(zip(names, zip(ours, *others, strict=True), strict=True))
+
+        # As many draws as the gate's 128 sums ask for: the largest error of one is a matter of luck.
+        assert_draws_as_exact(draw, 2 * 64)
 
 
 def test_reference_switch_and_float64() -> None:
