@@ -31,6 +31,12 @@ FASTDIFF_INLINE Wide multiply_words(Wide a, uint32_t b) {
 #endif
 }
 
+// The upper halves, as lower ones. A shift would wait for the port that multiplies.
+template <size_t... kLane>
+FASTDIFF_INLINE Wide upper_words(Wide v, std::index_sequence<kLane...>) {
+  return (Wide)__builtin_shufflevector((UInt)v, (UInt)v, (kLane | 1)...);
+}
+
 template <size_t... kLane>
 FASTDIFF_INLINE Wide counting(std::index_sequence<kLane...>) {
   return Wide{kLane...};
@@ -50,6 +56,7 @@ FASTDIFF_INLINE void philox(uint64_t first, uint64_t offset, uint64_t seed, Phil
     const Wide block = first + k * kBlocksOfPack + counting(std::make_index_sequence<kBlocksOfPack>{});
     packs[k] = {{block, Wide{} + (first >> 32), Wide{} + offset, Wide{} + (offset >> 32)}};
   }
+  constexpr auto kWords = std::make_index_sequence<kLanes>{};
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
   // Or the keys would be worked out again for every group of packs.
 #pragma GCC unroll 10
@@ -58,8 +65,8 @@ FASTDIFF_INLINE void philox(uint64_t first, uint64_t offset, uint64_t seed, Phil
       auto& [word0, word1, word2, word3] = pack.words;
       const Wide product0 = multiply_words(word0, kPhiloxMultiplier0);
       const Wide product1 = multiply_words(word2, kPhiloxMultiplier1);
-      word0 = (product1 >> 32) ^ word1 ^ key0;
-      word2 = (product0 >> 32) ^ word3 ^ key1;
+      word0 = upper_words(product1, kWords) ^ word1 ^ key0;
+      word2 = upper_words(product0, kWords) ^ word3 ^ key1;
       word1 = product1;
       word3 = product0;
     }
