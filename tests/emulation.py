@@ -164,8 +164,8 @@ class Emulator:
 
 
 def load(mutation: str | None = None) -> Emulator:
-    """The emulated ops, or those with the bug that csrc/cuda plants under FASTDIFF_MUTATION_<MUTATION>."""
-    suffix = f"_{mutation.lower()}" if mutation else ""
+    """The emulated ops, or those in which csrc/cuda plants a bug, an enumerator of Mutation in mutations.cuh."""
+    suffix = f"_{mutation}" if mutation else ""
     return _load(f"fastdiff_emulator{suffix}", f"fastdiff_emulated{suffix}")
 
 

@@ -1,6 +1,10 @@
-// Bugs that the tests plant, to show that the emulator would catch them: compiling with FASTDIFF_MUTATION_<NAME> turns
+// Bugs that the tests plant, to show that the emulator would catch them: compiling with FASTDIFF_MUTATION=<name> turns
 // one on. In a normal build `planted` is always false.
 #pragma once
+
+#if !defined(FASTDIFF_MUTATION)
+#define FASTDIFF_MUTATION None
+#endif
 
 namespace fastdiff::cuda {
 
@@ -14,23 +18,7 @@ enum class Mutation {
   WrongSplitMerge
 };
 
-#if defined(FASTDIFF_MUTATION_MISSING_BARRIER_BEFORE_READ)
-constexpr Mutation kMutation = Mutation::MissingBarrierBeforeRead;
-#elif defined(FASTDIFF_MUTATION_MISSING_BARRIER_BEFORE_WRITE)
-constexpr Mutation kMutation = Mutation::MissingBarrierBeforeWrite;
-#elif defined(FASTDIFF_MUTATION_MISSING_WAIT)
-constexpr Mutation kMutation = Mutation::MissingWait;
-#elif defined(FASTDIFF_MUTATION_OFF_BY_ONE_LOAD)
-constexpr Mutation kMutation = Mutation::OffByOneLoad;
-#elif defined(FASTDIFF_MUTATION_WRONG_MASK_EDGE)
-constexpr Mutation kMutation = Mutation::WrongMaskEdge;
-#elif defined(FASTDIFF_MUTATION_WRONG_SPLIT_MERGE)
-constexpr Mutation kMutation = Mutation::WrongSplitMerge;
-#else
-constexpr Mutation kMutation = Mutation::None;
-#endif
-
 template <Mutation kCandidate>
-constexpr bool planted = kCandidate == kMutation;
+constexpr bool planted = kCandidate == Mutation::FASTDIFF_MUTATION;
 
 }  // namespace fastdiff::cuda

@@ -189,7 +189,7 @@ def test_kernels_without_a_bug_are_clean(backward: bool, lengths: str, dtype: to
 @pytest.mark.parametrize("lengths", ("resident", "streaming"))
 @BACKWARD
 def test_missing_barrier_before_read_is_a_race_under_any_schedule(backward: bool, lengths: str, schedule: str) -> None:
-    session, _ = run_with_bug("MISSING_BARRIER_BEFORE_READ", backward, LENGTHS[lengths], torch.bfloat16, schedule)
+    session, _ = run_with_bug("MissingBarrierBeforeRead", backward, LENGTHS[lengths], torch.bfloat16, schedule)
     resident = lengths == "resident" and not backward
     expected = {"attention_resident_kernel"} if resident else kernels_that_stream(backward)
     assert kernels_with(RACES, session) == expected
@@ -201,7 +201,7 @@ def test_missing_barrier_before_read_is_a_race_under_any_schedule(backward: bool
 def test_missing_barrier_before_write_is_a_race_under_any_schedule(
     backward: bool, dtype: torch.dtype, schedule: str
 ) -> None:
-    session, _ = run_with_bug("MISSING_BARRIER_BEFORE_WRITE", backward, LENGTHS["streaming"], dtype, schedule)
+    session, _ = run_with_bug("MissingBarrierBeforeWrite", backward, LENGTHS["streaming"], dtype, schedule)
     assert kernels_with({"write-after-read"}, session) == kernels_that_stream(backward)
 
 
@@ -209,14 +209,14 @@ def test_missing_barrier_before_write_is_a_race_under_any_schedule(
 @pytest.mark.parametrize("lengths", ("resident", "streaming"))
 @BACKWARD
 def test_missing_wait_is_reported_and_gives_wrong_results(backward: bool, lengths: str, dtype: torch.dtype) -> None:
-    session, right = run_with_bug("MISSING_WAIT", backward, LENGTHS[lengths], dtype)
+    session, right = run_with_bug("MissingWait", backward, LENGTHS[lengths], dtype)
     assert "read-after-write" in {report.fault for report in session.reports}
     assert not any(right)
 
 
 def test_wrong_merge_of_splits_gives_wrong_results() -> None:
     """Of the keys' gradients; the queries' have one block."""
-    session, right = run_with_bug("WRONG_SPLIT_MERGE", True, (300, 20), torch.bfloat16)
+    session, right = run_with_bug("WrongSplitMerge", True, (300, 20), torch.bfloat16)
     assert session.reports == [], "a fault of arithmetic, not of access"
     assert right == [True, False, False]
 
@@ -226,6 +226,6 @@ def test_wrong_merge_of_splits_gives_wrong_results() -> None:
 @BACKWARD
 def test_wrong_mask_edge_gives_wrong_results(backward: bool, lengths: str, dtype: torch.dtype) -> None:
     """A key that does not count adds to the output, or gets a gradient."""
-    session, right = run_with_bug("WRONG_MASK_EDGE", backward, LENGTHS[lengths], dtype)
+    session, right = run_with_bug("WrongMaskEdge", backward, LENGTHS[lengths], dtype)
     assert session.reports == [], "a fault of arithmetic, not of access"
     assert right == ([True, False, False] if backward else [False])

@@ -55,7 +55,7 @@ def test_bits_depend_neither_on_alignment_nor_on_the_schedule(op: Any) -> None:
 def test_wrong_merge_of_the_gradient_of_a_gate_gives_wrong_results() -> None:
     operands = operands_of(gate_residual, torch.float32, 48)
     results = []
-    for mutation in (None, "WRONG_SPLIT_MERGE"):
+    for mutation in (None, "WrongSplitMerge"):
         emulator = emulation.load(mutation)
         with emulator.session():
             results.append(gate_residual(emulator.ops, *operands)[2])

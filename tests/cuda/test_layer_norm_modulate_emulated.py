@@ -96,7 +96,7 @@ def test_same_bits_in_every_run_and_schedule() -> None:
 
 
 @pytest.mark.parametrize("schedule", emulation.SCHEDULES)
-@pytest.mark.parametrize("mutation", ("MISSING_BARRIER_BEFORE_READ", "MISSING_BARRIER_BEFORE_WRITE"))
+@pytest.mark.parametrize("mutation", ("MissingBarrierBeforeRead", "MissingBarrierBeforeWrite"))
 def test_missing_barrier_is_a_race_under_any_schedule(mutation: str, schedule: str) -> None:
     """In the sums over the warps of a row."""
     emulator = emulation.load(mutation)
@@ -107,7 +107,7 @@ def test_missing_barrier_is_a_race_under_any_schedule(mutation: str, schedule: s
 
 
 def test_wrong_merge_gives_wrong_results() -> None:
-    emulator = emulation.load("WRONG_SPLIT_MERGE")
+    emulator = emulation.load("WrongSplitMerge")
     operands, outer = make(SHAPES["one_warp"], torch.float32, per_token=False)
     with emulator.session() as session:
         results = run(emulator, operands, outer, False)

@@ -73,7 +73,7 @@ def test_kernels_without_a_bug_are_clean(backward: bool, channels_last: bool, re
 @BACKWARD
 @LAYOUT
 @pytest.mark.parametrize("schedule", emulation.SCHEDULES)
-@pytest.mark.parametrize("mutation", ("MISSING_BARRIER_BEFORE_READ", "MISSING_BARRIER_BEFORE_WRITE"))
+@pytest.mark.parametrize("mutation", ("MissingBarrierBeforeRead", "MissingBarrierBeforeWrite"))
 def test_missing_barrier_is_a_race_under_any_schedule(
     mutation: str, schedule: str, channels_last: bool, backward: bool
 ) -> None:
@@ -86,7 +86,7 @@ def test_missing_barrier_is_a_race_under_any_schedule(
 @BACKWARD
 def test_missing_wait_for_copies_gives_wrong_results(backward: bool, channels_last: bool) -> None:
     """A copy arrives when its thread waits for it, and not before."""
-    session, right = run("MISSING_WAIT", backward, channels_last, resident=True)
+    session, right = run("MissingWait", backward, channels_last, resident=True)
     assert session.reports or not right
     assert not right
 
@@ -95,7 +95,7 @@ def test_missing_wait_for_copies_gives_wrong_results(backward: bool, channels_la
 @LAYOUT
 @BACKWARD
 def test_load_beyond_the_end_is_reported(backward: bool, channels_last: bool, resident: bool) -> None:
-    session, right = run("OFF_BY_ONE_LOAD", backward, channels_last, resident)
+    session, right = run("OffByOneLoad", backward, channels_last, resident)
     assert faults(session) & {"out-of-bounds", *RACES}
     assert not right
 
@@ -104,6 +104,6 @@ def test_load_beyond_the_end_is_reported(backward: bool, channels_last: bool, re
 @LAYOUT
 @BACKWARD
 def test_wrong_merge_of_splits_gives_wrong_results(backward: bool, channels_last: bool, resident: bool) -> None:
-    session, right = run("WRONG_SPLIT_MERGE", backward, channels_last, resident)
+    session, right = run("WrongSplitMerge", backward, channels_last, resident)
     assert session.reports == [], "a fault of arithmetic, not of access"
     assert not right

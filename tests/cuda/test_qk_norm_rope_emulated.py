@@ -103,7 +103,7 @@ def test_same_bits_in_every_run_and_schedule() -> None:
 @pytest.mark.parametrize("shape", (UNITS[0], ELEMENTS[0]), ids=("units", "elements"))
 def test_missing_barrier_is_a_race_under_any_schedule(shape: tuple[int, int], schedule: str) -> None:
     """Before the sums of a block's teams are added up."""
-    emulator = emulation.load("MISSING_BARRIER_BEFORE_READ")
+    emulator = emulation.load("MissingBarrierBeforeRead")
     operands, seeds = make(*shape, torch.float32)
     with emulator.session(schedule=schedule) as session:
         run(emulator, operands, seeds, True)

@@ -72,7 +72,7 @@ def test_batch_larger_than_the_grid() -> None:
 
 
 def test_missing_barrier_in_the_deviations_is_reported() -> None:
-    emulator = emulation.load("MISSING_BARRIER_BEFORE_READ")
+    emulator = emulation.load("MissingBarrierBeforeRead")
     with emulator.session() as session:
         sampler_step(emulator.ops, *(torch.randn(1, 5000) for _ in range(4)))
     assert any("sampler_step_rescale.cuh" in report.place for report in session.reports)
