@@ -3,8 +3,8 @@
 
 #include "cpu/element_type.h"
 #include "cpu/packs.h"
+#include "cpu/parallel.h"
 #include "cpu/streaming.h"
-#include "cpu/threads.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {

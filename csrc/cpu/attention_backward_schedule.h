@@ -7,8 +7,8 @@
 
 #include "common/attention.h"
 #include "cpu/integers.h"
+#include "cpu/parallel.h"
 #include "cpu/scratch.h"
-#include "cpu/threads.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {
@@ -53,12 +53,13 @@ class BackwardSchedule {
       const int64_t count = minimum(at_once_, units_ - begun);
       for_each(count * key_blocks_, [&](int64_t i) { pack(begun, i / key_blocks_, i % key_blocks_); });
       const int64_t sets = ceil_div(count, together_);
-      parallel_for(threads_, sets * parts_, [&](int64_t begin, int64_t end) {
-        QueryBlock queries(b_.forward);
-        for (int64_t i = begin; i < end; i++) {
-          const int64_t set = i / parts_;
-          multiply_part(begun, count * set / sets, count * (set + 1) / sets, i % parts_, queries);
-        }
+      parallel_with(threads_, sets * parts_, 1, [&] {
+        return [&, queries = QueryBlock(b_.forward)](int64_t begin, int64_t end) mutable {
+          for (int64_t i = begin; i < end; i++) {
+            const int64_t set = i / parts_;
+            multiply_part(begun, count * set / sets, count * (set + 1) / sets, i % parts_, queries);
+          }
+        };
       });
       for_each(count * key_blocks_, [&](int64_t i) { write_keys(begun, i / key_blocks_, i % key_blocks_); });
     }

@@ -3,8 +3,8 @@
 
 #include "common/attention.h"
 #include "cpu/integers.h"
+#include "cpu/parallel.h"
 #include "cpu/scratch.h"
-#include "cpu/threads.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {
@@ -45,7 +45,7 @@ void attend(const AttentionParams& p, const Threads& available) {
         packed(i / key_blocks).pack(p, unit / p.kv_heads, unit % p.kv_heads, i % key_blocks);
       }
     });
-    parallel_on_demand(threads, count * group * query_blocks, heads_in_turn, [&] {
+    parallel_with(threads, count * group * query_blocks, heads_in_turn, [&] {
       return [&, block = Block(p)](int64_t begin, int64_t end) mutable {
         for (int64_t i = begin; i < end; i++) {
           const int64_t turn = heads_in_turn * query_blocks, row = i % turn / heads_in_turn * kQueries;

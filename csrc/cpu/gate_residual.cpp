@@ -1,4 +1,5 @@
 // gate_residual: one pass over x and the residual, forward; one over x and the gradient, backward.
+#include "cpu/parallel.h"
 #include "cpu/token_sums.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {

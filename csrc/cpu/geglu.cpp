@@ -4,9 +4,9 @@
 #include "cpu/element_type.h"
 #include "cpu/gelu.h"
 #include "cpu/packs.h"
+#include "cpu/parallel.h"
 #include "cpu/prefetch.h"
 #include "cpu/streaming.h"
-#include "cpu/threads.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {

@@ -9,6 +9,7 @@
 // One pass over x and dy for the D, which leaves dz where dx will be; one over x and dz that turns it into dx. Working
 // dz out again would cost more than reading it, and it is rounded there as autograd would round it.
 #include "cpu/group_norm_silu_common.h"
+#include "cpu/parallel.h"
 #include "cpu/sigmoid.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {

@@ -12,10 +12,10 @@
 #include "common/group_norm_silu.h"
 #include "cpu/element_type.h"
 #include "cpu/integers.h"
+#include "cpu/parallel.h"
 #include "cpu/prefetch.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
-#include "cpu/threads.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {
@@ -167,13 +167,13 @@ inline Blocks pixel_blocks(const GroupNormSiluParams& p) {
   return {p.spatial, maximum(1, kBlockElementsPixels / p.channels / kMomentsPixels) * kMomentsPixels};
 }
 
-// reduce(unit, block) for all blocks of a unit, then finish(unit), then apply(unit, block) for all its blocks. Where
-// there are units enough for all threads, a thread takes a unit through all three while it is in its cache, and
-// applies the blocks last to first, as the last ones were read last.
+// reduce(unit, block) for all blocks of a unit, then finish(unit), then apply(unit, block) for all its blocks, last to
+// first, as the last ones were read last. Where there are units enough to share out, a thread takes a unit through all
+// three while it is in its cache.
 template <class Reduce, class Finish, class Apply>
 inline void run_units(const Threads& threads, int64_t units, int64_t blocks, const Reduce& reduce, const Finish& finish,
                       const Apply& apply) {
-  if (units % threads.count == 0 || units >= 4 * threads.count) {
+  if (blocks == 1 || threads.count == 1 || units >= 4 * threads.count) {
     parallel_for(threads, units, [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; unit++) {
         for (int64_t block = 0; block < blocks; block++) reduce(unit, block);
@@ -189,9 +189,10 @@ inline void run_units(const Threads& threads, int64_t units, int64_t blocks, con
   parallel_for(threads, units, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; unit++) finish(unit);
   });
-  parallel_for(threads, units * blocks, [&](int64_t begin, int64_t end) {
+  const auto apply_range = [&](int64_t begin, int64_t end) {
     for (int64_t i = end - 1; i >= begin; i--) apply(i / blocks, i % blocks);
-  });
+  };
+  parallel_for(threads, units * blocks, apply_range, Order::Backward);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // the result is worked out, and before it the deviation, if the mean is too far from zero for sums about zero.
 #include "common/layer_norm_modulate.h"
 
+#include "cpu/parallel.h"
 #include "cpu/token_rows.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
@@ -111,17 +112,18 @@ class Rows {
 template <class T>
 void run(const LayerNormModulateParams& p, const Threads& threads) {
   const bool stream = streams<T>(p.y, p.input) && (!p.input.sum || streams<T>(p.input.sum, p.input));
-  parallel_for(threads, p.input.batch * p.input.tokens, [&](int64_t begin, int64_t end) {
-    Rows<T> rows(p);
-    for (int64_t i = begin; i < end; i++) {
-      const int64_t sample = i / p.input.tokens, token = i % p.input.tokens;
-      if (stream) {
-        rows.template run<true>(sample, token);
-      } else {
-        rows.template run<false>(sample, token);
+  parallel_with(threads, p.input.batch * p.input.tokens, 1, [&] {
+    return [&, rows = Rows<T>(p)](int64_t begin, int64_t end) mutable {
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t sample = i / p.input.tokens, token = i % p.input.tokens;
+        if (stream) {
+          rows.template run<true>(sample, token);
+        } else {
+          rows.template run<false>(sample, token);
+        }
       }
-    }
-    if (stream) finish_streaming();
+      if (stream) finish_streaming();
+    };
   });
 }
 

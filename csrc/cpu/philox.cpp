@@ -4,9 +4,9 @@
 
 #include "cpu/element_type.h"
 #include "cpu/integers.h"
+#include "cpu/parallel.h"
 #include "cpu/philox.h"
 #include "cpu/streaming.h"
-#include "cpu/threads.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {

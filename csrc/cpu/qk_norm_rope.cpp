@@ -1,5 +1,6 @@
 // Forward qk_norm_rope: a head is read for its mean square, and again, from the nearest cache, to be normalised and
 // rotated. The weight is folded into the token's cosines and sines, once for all its heads.
+#include "cpu/parallel.h"
 #include "cpu/qk_norm_rope_common.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
@@ -119,13 +120,16 @@ class Heads {
 
 template <class T, bool kInterleaved, bool kWhole>
 void run(const QkNormRopeParams& p, const Pieces& pieces, const Threads& threads) {
-  parallel_for(threads, p.batch * p.tokens, [&](int64_t begin, int64_t end) {
-    Heads<T, kInterleaved, kWhole> query(p, p.query, pieces), key(p, p.key, pieces);
-    for (int64_t i = begin; i < end; i++) {
-      query.run(i / p.tokens, i % p.tokens);
-      key.run(i / p.tokens, i % p.tokens);
-    }
-    if (query.streamed() || key.streamed()) finish_streaming();
+  using SomeHeads = Heads<T, kInterleaved, kWhole>;
+  parallel_with(threads, p.batch * p.tokens, 1, [&] {
+    return [&, query = SomeHeads(p, p.query, pieces), key = SomeHeads(p, p.key, pieces)](int64_t begin,
+                                                                                         int64_t end) mutable {
+      for (int64_t i = begin; i < end; i++) {
+        query.run(i / p.tokens, i % p.tokens);
+        key.run(i / p.tokens, i % p.tokens);
+      }
+      if (query.streamed() || key.streamed()) finish_streaming();
+    };
   });
 }
 

@@ -5,6 +5,7 @@
 // rstd is worked out again: x has to be read in any case. Tokens are cut into blocks by their number alone; each block
 // has a row of its own for its part of dweight, and the rows are summed in order, so that the bits do not depend on the
 // number of threads.
+#include "cpu/parallel.h"
 #include "cpu/qk_norm_rope_common.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
@@ -118,13 +119,16 @@ void run(const QkNormRopeBackwardParams& b, const Pieces& pieces, const Threads&
   const QkNormRopeParams& p = b.forward;
   const int64_t tokens = p.batch * p.tokens, blocks = ceil_div(tokens, kBlockTokens);
   Scratch<float> of_query(blocks * pieces.floats()), of_key(blocks * pieces.floats());
-  parallel_for(threads, blocks, [&](int64_t begin, int64_t end) {
-    Gradients<T, kInterleaved, kWhole> query(p, p.query, b.query, pieces), key(p, p.key, b.key, pieces);
-    for (int64_t block = begin; block < end; block++) {
-      const int64_t first = block * kBlockTokens, last = minimum(tokens, first + kBlockTokens);
-      query.run(first, last, of_query + block * pieces.floats());
-      key.run(first, last, of_key + block * pieces.floats());
-    }
+  using SomeGradients = Gradients<T, kInterleaved, kWhole>;
+  parallel_with(threads, blocks, 1, [&] {
+    return [&, query = SomeGradients(p, p.query, b.query, pieces), key = SomeGradients(p, p.key, b.key, pieces)](
+               int64_t begin, int64_t end) mutable {
+      for (int64_t block = begin; block < end; block++) {
+        const int64_t first = block * kBlockTokens, last = minimum(tokens, first + kBlockTokens);
+        query.run(first, last, of_query + block * pieces.floats());
+        key.run(first, last, of_key + block * pieces.floats());
+      }
+    };
   });
   sum_blocks<T>(pieces, of_query, blocks, b.query.dweight);
   sum_blocks<T>(pieces, of_key, blocks, b.key.dweight);

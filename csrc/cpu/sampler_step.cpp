@@ -4,6 +4,7 @@
 
 #include "cpu/element_type.h"
 #include "cpu/packs.h"
+#include "cpu/parallel.h"
 #include "cpu/philox.h"
 #include "cpu/sampler_step_rescale.h"
 #include "cpu/streaming.h"

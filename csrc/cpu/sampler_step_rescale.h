@@ -5,9 +5,9 @@
 
 #include "common/sampler_step.h"
 #include "cpu/integers.h"
+#include "cpu/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
-#include "cpu/threads.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {

@@ -6,10 +6,10 @@
 
 #include "cpu/element_type.h"
 #include "cpu/integers.h"
+#include "cpu/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
 #include "cpu/sine.h"
-#include "cpu/threads.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {

@@ -3,6 +3,7 @@
 // number of threads nor on the other samples.
 #pragma once
 
+#include "cpu/parallel.h"
 #include "cpu/token_rows.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
@@ -21,16 +22,17 @@ class TokenSums {
   // `make` makes what `run` is called on, once a thread.
   template <class Make>
   void collect(const Threads& threads, const Make& make) {
-    parallel_for(threads, params_.batch * blocks(), [&](int64_t begin, int64_t end) {
-      auto worker = make();
-      for (int64_t i = begin; i < end; i++) {
-        float* rows[kRows];
-        for (int k = 0; k < kRows; k++) rows[k] = memory_ + (i * kRows + k) * lanes_;
-        std::memset(rows[0], 0, kRows * lanes_ * sizeof(float));
-        const int64_t sample = i / blocks(), first = i % blocks() * kBlockTokens;
-        for (int64_t token = first; token < minimum(params_.tokens, first + kBlockTokens); token++)
-          worker.run(sample, token, rows);
-      }
+    parallel_with(threads, params_.batch * blocks(), 1, [&] {
+      return [&, worker = make()](int64_t begin, int64_t end) mutable {
+        for (int64_t i = begin; i < end; i++) {
+          float* rows[kRows];
+          for (int k = 0; k < kRows; k++) rows[k] = memory_ + (i * kRows + k) * lanes_;
+          std::memset(rows[0], 0, kRows * lanes_ * sizeof(float));
+          const int64_t sample = i / blocks(), first = i % blocks() * kBlockTokens;
+          for (int64_t token = first; token < minimum(params_.tokens, first + kBlockTokens); token++)
+            worker.run(sample, token, rows);
+        }
+      };
     });
   }
 

@@ -3,8 +3,8 @@
 #include "common/winograd.h"
 
 #include "cpu/integers.h"
+#include "cpu/parallel.h"
 #include "cpu/simd.h"
-#include "cpu/threads.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {

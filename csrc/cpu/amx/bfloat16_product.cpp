@@ -12,9 +12,9 @@
 #include "cpu/amx/product_pieces.h"
 #include "cpu/flush_to_zero.h"
 #include "cpu/gelu.h"
+#include "cpu/parallel.h"
 #include "cpu/prefetch.h"
 #include "cpu/scratch.h"
-#include "cpu/threads.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {
@@ -173,7 +173,7 @@ class Multiplier {
 template <class Activation>
 void multiply(const BFloat16ProductParams& p, const Threads& threads) {
   const Pieces pieces(1, p.rows, p.shape.columns, threads.count, {kBlockRows, kLeastPanels, kBlockPanels});
-  parallel_on_demand(threads, pieces.count(), 1, [&] {
+  parallel_with(threads, pieces.count(), 1, [&] {
     return [&, multiplier = Multiplier<Activation>(p)](int64_t begin, int64_t end) mutable {
       for (int64_t i = begin; i < end; i++) multiplier.run(pieces.at(i));
     };

@@ -13,9 +13,9 @@
 #include "cpu/amx/rounding.h"
 #include "cpu/flush_to_zero.h"
 #include "cpu/integers.h"
+#include "cpu/parallel.h"
 #include "cpu/prefetch.h"
 #include "cpu/scratch.h"
-#include "cpu/threads.h"
 
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {
@@ -244,7 +244,7 @@ void split_weight(const SplitWeightParams& p, const Threads& threads) {
 bool split_product(const SplitProductParams& p, const Threads& threads) {
   const Pieces pieces(p.shape.products, p.rows, p.shape.columns, threads.count, {kBlockRows, kLeastPanels, kAnyNumber});
   bool finite = true;
-  parallel_on_demand(threads, pieces.count(), 1, [&] {
+  parallel_with(threads, pieces.count(), 1, [&] {
     return [&, multiplier = Multiplier(p)](int64_t begin, int64_t end) mutable {
       for (int64_t i = begin; i < end; i++) multiplier.run(pieces.at(i));
       if (!multiplier.are_finite()) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
