@@ -31,18 +31,20 @@ class Conv2d(Keeper, nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self._prepacks(input):
+        weight, bias = self.weight, self.bias
+        if not self._prepacks(input, weight, bias):
             return super().forward(input)
         if self._filters_3x3() and winograd.suits(input, self.out_channels):
-            return self._filter(input)
+            return self._filter(input, weight, bias)
         arrangement = (self.padding, self.stride, self.dilation, self.groups)
-        pack = torch.ops.mkldnn._reorder_convolution_weight
-        weight = self.keep((self.weight,), "direct", lambda: pack(self.weight, *arrangement, input.shape))
-        return torch.ops.mkldnn._convolution_pointwise(input, weight, self.bias, *arrangement, "none", [], "")
+        pack = torch.ops.mkldnn._reorder_convolution_weight.default
+        packed = self.keep((weight,), "direct", lambda: pack(weight, *arrangement, input.shape))
+        convolve = torch.ops.mkldnn._convolution_pointwise.default
+        return convolve(input, packed, bias, *arrangement, "none", [], "")
 
-    def _filter(self, x: Tensor) -> Tensor:
-        parts = self.keep((self.weight,), "winograd", lambda: winograd.pack(self.weight))
-        result, reliable = winograd.convolve(x, parts, self.bias, self.out_channels)
+    def _filter(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        parts = self.keep((weight,), "winograd", lambda: winograd.pack(weight))
+        result, reliable = winograd.convolve(x, parts, bias, self.out_channels)
         if not reliable:
             samples = ~result.isfinite().flatten(1).all(1)
             result[samples] = super().forward(x[samples])
@@ -53,10 +55,10 @@ class Conv2d(Keeper, nn.Conv2d):
         units = (self.stride, self.padding, self.dilation)
         return self.kernel_size == (3, 3) and units == ((1, 1),) * 3 and self.groups == 1
 
-    def _prepacks(self, x: Tensor) -> bool:
+    def _prepacks(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return (
             not self.training
-            and may_prepack(x, self.weight, self.bias)
+            and may_prepack(x, weight, bias)
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
             and x.dim() == 4

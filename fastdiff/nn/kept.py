@@ -60,11 +60,9 @@ class Kept(NamedTuple):
         past PyTorch, or through ``tensor.data``, is seen on a CPU if it changes one of eight numbers, as a step of
         training, an average of weights or a merged adapter does.
         """
-        return (
-            len(self.versions) == len(sources)
-            and self.setting == setting
-            and all(version.is_current(tensor) for version, tensor in zip(self.versions, sources, strict=True))
-        )
+        if len(self.versions) != len(sources) or self.setting != setting:
+            return False
+        return all(version.is_current(tensor) for version, tensor in zip(self.versions, sources, strict=True))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # it belongs to one module in one process
@@ -76,14 +74,18 @@ def may_keep(*sources: Tensor) -> bool:
     Not where a derivative, a batch of weights or a program is made of what is computed, which would have to reach the
     sources. Tensors made in inference mode count no versions, and other processes count their own.
     """
-    return not (
+    if (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or forward_ad._current_level >= 0
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or any(source.is_inference() or (source.device.type == "cpu" and source.is_shared()) for source in sources)
-    )
+    ):
+        return False
+    for source in sources:
+        if source.is_inference() or (source.is_cpu and source.untyped_storage().is_shared()):
+            return False
+    return True
 
 
 class _Version(NamedTuple):
@@ -92,24 +94,27 @@ class _Version(NamedTuple):
     tensor: weakref.ref[Tensor]
     address: int
     version: int
-    samples: list[float] | None
+    sampled: Tensor
+    """A view of these few."""
+    samples: list[float]
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Version:
-        return cls(weakref.ref(tensor), tensor.data_ptr(), tensor._version, _samples(tensor))
+        sampled = _sampled(tensor)
+        return cls(weakref.ref(tensor), tensor.data_ptr(), tensor._version, sampled, sampled.tolist())
 
     def is_current(self, tensor: Tensor) -> bool:
         return (
             self.tensor() is tensor
             and self.address == tensor.data_ptr()
             and self.version == tensor._version
-            and self.samples == _samples(tensor)
+            and self.samples == self.sampled.tolist()
         )
 
 
-def _samples(tensor: Tensor) -> list[float] | None:
-    """Some numbers of a dense tensor on a CPU; another device would have to be waited for."""
+def _sampled(tensor: Tensor) -> Tensor:
+    """Some numbers of a dense tensor on a CPU. None of another device's: it would have to be waited for."""
     dense = tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
-    if tensor.device.type != "cpu" or not dense or tensor.numel() < _SAMPLES:
-        return None
-    return tensor.as_strided((_SAMPLES,), (tensor.numel() // _SAMPLES,)).tolist()
+    if not tensor.is_cpu or not dense or tensor.numel() < _SAMPLES:
+        return torch.empty(0)
+    return tensor.detach().as_strided((_SAMPLES,), (tensor.numel() // _SAMPLES,))

@@ -19,9 +19,9 @@ class Linear(Keeper, nn.Linear):
 
     * in bfloat16, on a processor with a tile unit (AMX), and for at least 1024 inputs, for a product of our own, see
       ``fastdiff.nn.bfloat16_products``.
-    * in float32, on a processor with a tile unit (AMX), and for at least 32 rows, as three parts in bfloat16, 1.5 times
-      the size of the weight: their products are as accurate as float32's and mostly 1.5 to 1.9 times as fast on cores
-      that no other thread shares, see ``fastdiff.nn.split_products``.
+    * in float32, on a processor with a tile unit (AMX), for a weight of at least 32768 numbers and at least 32 rows, as
+      three parts in bfloat16, 1.5 times the size of the weight: their products are as accurate as float32's and mostly
+      1.5 to 1.9 times as fast on cores that no other thread shares, see ``fastdiff.nn.split_products``.
     * else for oneDNN: ``F.linear`` lays a bfloat16 weight out anew at every call. In float32 that is done where a
       measurement at the first call has shown oneDNN to be faster than the library that ``F.linear`` calls.
 
@@ -60,17 +60,18 @@ class Linear(Keeper, nn.Linear):
         return packed_linear(x, packed, self.bias)
 
     def _packed(self, x: Tensor) -> Tensor | PackedWeight | SplitWeight | None:
+        weight = self.weight
         fits = x.dim() > 0 and x.shape[-1] == self.in_features
-        if self.training or not fits or not may_prepack(x, self.weight, self.bias):
+        if self.training or not fits or not may_prepack(x, weight, self.bias):
             return None
         rows = x.numel() // self.in_features
         if x.dtype == torch.float32 and tile_unit.available():
-            if rows < split_products.LEAST_ROWS:
+            if rows < split_products.LEAST_ROWS or weight.numel() < split_products.LEAST_NUMBERS:
                 return None  # and not oneDNN's layout in place of the one that is kept for more rows
-            return self.keep((self.weight,), "split", lambda: split_products.pack(self.matrix[None]))
+            return self.keep((weight,), "split", lambda: split_products.pack(self.matrix[None]))
         long = self.in_features >= bfloat16_products.LEAST_TERMS
         if x.dtype == torch.bfloat16 and long and tile_unit.available():
-            return self.keep((self.weight,), "bfloat16", lambda: bfloat16_products.pack(self.matrix))
+            return self.keep((weight,), "bfloat16", lambda: bfloat16_products.pack(self.matrix))
         if x.dtype == torch.float32 and not onednn_has_faster_products():
             return None
-        return self.keep((self.weight,), "onednn", lambda: pack_matrix(self.matrix, rows))
+        return self.keep((weight,), "onednn", lambda: pack_matrix(self.matrix, rows))

@@ -25,8 +25,8 @@ def may_prepack(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """
     return (
         may_keep(weight)
-        and x.device.type == "cpu"
-        and weight.device.type == "cpu"
+        and x.is_cpu
+        and weight.is_cpu
         and type(weight) in (Tensor, nn.Parameter)
         and x.dtype in _dtypes()
         and x.dtype == weight.dtype

@@ -26,6 +26,9 @@ from torch.nn import functional as F
 LEAST_ROWS = 32
 """With fewer, reading the weight, half as large again as the plain one, takes longer than the multiplications."""
 
+LEAST_NUMBERS = 2**15
+"""Of a weight. With fewer, the call takes longer than the multiplications saved."""
+
 _TOO_LARGE = float.fromhex("0x1.ffp127")
 """What rounds to infinity in bfloat16."""
 
@@ -58,8 +61,9 @@ def multiply(x: Tensor, weight: SplitWeight, bias: Tensor | None = None) -> tupl
 
 def linear(x: Tensor, split: SplitWeight, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` of a weight (out, in) and what :func:`pack` has made of it, as weights of one product."""
-    (y,), finite = multiply(x.reshape(1, -1, x.shape[-1]), split, bias)
+    rows = x.reshape(1, -1, x.shape[-1])
+    y, finite = multiply(rows, split, bias)
     if not finite:
-        rows = ~y.isfinite().all(-1)
-        y[rows] = F.linear(x.reshape(-1, x.shape[-1])[rows], weight, bias)
+        wrong = ~y.isfinite().all(-1)
+        y[wrong] = F.linear(rows[wrong], weight, bias)
     return y.view(*x.shape[:-1], split.out_features)

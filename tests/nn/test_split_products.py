@@ -106,7 +106,7 @@ def test_rows_that_are_not_finite_are_those_of_torch(value, terms) -> None:
 
 @pytest.mark.parametrize("value", (float("inf"), float("nan"), LARGE, -LARGE))
 def test_weights_that_are_not_finite_are_left_to_torch(value) -> None:
-    layer, x = Linear(64, 48).eval(), torch.randn(40, 64)
+    layer, x = Linear(256, 144).eval(), torch.randn(40, 256)
     layer.weight[3, 7] = value
     assert split_products.pack(layer.weight[None]) is None
     for _ in range(2):
@@ -159,8 +159,8 @@ def test_empty_operands(rows, terms, columns) -> None:
 
 
 @pytest.mark.parametrize("bias", (True, False))
-def test_the_layer_takes_it_for_enough_rows(bias) -> None:
-    layer, x = Linear(200, 136, bias=bias).eval(), torch.randn(3, 50, 200)
+def test_the_layer_takes_it_for_enough_rows_and_numbers(bias) -> None:
+    layer, x = Linear(200, 168, bias=bias).eval(), torch.randn(3, 50, 200)
     y = layer(x)
     assert layer._kept.setting == "split"
     assert torch.equal(y.flatten(0, 1), linear(x.flatten(0, 1), layer.weight, layer.bias))
@@ -171,10 +171,13 @@ def test_the_layer_takes_it_for_enough_rows(bias) -> None:
     few = x[0, : split_products.LEAST_ROWS - 1]
     assert torch.equal(layer(few), F.linear(few, layer.weight, layer.bias))
     assert layer._kept is kept
+    small = Linear(200, split_products.LEAST_NUMBERS // 200, bias=bias).eval()
+    assert torch.equal(small(x), F.linear(x, small.weight, small.bias))
+    assert small._kept is None
 
 
 def test_never_a_stale_weight() -> None:
-    layer, x = Linear(64, 48).eval(), torch.randn(40, 64)
+    layer, x = Linear(256, 144).eval(), torch.randn(40, 256)
     changes = (
         lambda: layer.weight.mul_(2),
         lambda: layer.weight.data.add_(1),
@@ -186,11 +189,12 @@ def test_never_a_stale_weight() -> None:
         change()
         after = layer(x)
         assert not torch.equal(before, after)
-        torch.testing.assert_close(after, F.linear(x, layer.weight, layer.bias))
+        expected = F.linear(x, layer.weight, layer.bias)
+        torch.testing.assert_close(after, expected, rtol=0, atol=1e-6 * expected.abs().max().item())
 
 
 def test_the_layer_is_saved_and_copied_without() -> None:
-    layer, x = Linear(64, 48).eval(), torch.randn(40, 64)
+    layer, x = Linear(256, 144).eval(), torch.randn(40, 256)
     y = layer(x)
     assert set(layer.state_dict()) == {"weight", "bias"}
     twin = copy.deepcopy(layer)
@@ -198,7 +202,7 @@ def test_the_layer_is_saved_and_copied_without() -> None:
 
 
 def test_plain_where_it_has_no_part() -> None:
-    layer, x = Linear(64, 48).eval(), torch.randn(40, 64)
+    layer, x = Linear(256, 144).eval(), torch.randn(40, 256)
 
     def is_plain(result: torch.Tensor) -> bool:
         return torch.equal(result, F.linear(x, layer.weight, layer.bias)) and layer._kept is None
@@ -215,14 +219,14 @@ def test_plain_where_it_has_no_part() -> None:
 
 
 def test_inference_mode() -> None:
-    layer, x = Linear(64, 48).eval(), torch.randn(40, 64)
+    layer, x = Linear(256, 144).eval(), torch.randn(40, 256)
     y = layer(x)
     with torch.inference_mode():
         assert torch.equal(layer(x), y)
 
 
 def test_blocks_of_models_are_made_of_it() -> None:
-    feed, x = FeedForward(64).eval(), torch.randn(2, 40, 64)
+    feed, x = FeedForward(128).eval(), torch.randn(2, 40, 128)
     with fastdiff.use_reference():
         expected = feed(x)
     torch.testing.assert_close(feed(x), expected)
