@@ -6,6 +6,7 @@
 #pragma once
 
 #include "common/philox.h"
+#include "cpu/prefetch.h"
 #include "cpu/simd.h"
 #include "cpu/sine.h"
 
@@ -122,13 +123,21 @@ FASTDIFF_INLINE Normals box_muller(UInt radius_words, UInt angle_words) {
   return {signed_radius * sine_of_quarter_turns(0.25f - distance), signed_radius * sine_of_quarter_turns(rest)};
 }
 
+// What is read when the draws are done: some rows, of each so many bytes for a pack of them.
+struct RowsAhead {
+  static constexpr int kMost = 7;
+  const char* rows[kMost];
+  int64_t pack_bytes[kMost];
+  int count = 0;
+};
+
 // Packs of the draws of one sample, in order: of 32 random bits, or of float32. There must be room for a multiple of
-// kPacksAtOnce.
+// kPacksAtOnce. To draw takes no memory, which meanwhile brings what lies ahead.
 //
 // Never inlined: whatever an element is drawn for, and wherever it lies, it goes through the same instructions.
 template <Draw kDraw>
 __attribute__((noinline)) void draw_packs(uint64_t seed, uint64_t offset, int64_t first_pack, int64_t packs,
-                                          void* target) {
+                                          void* target, const RowsAhead& ahead = {}) {
   constexpr auto kOrder = std::make_index_sequence<kLanes>{};
   char* vectors = static_cast<char*>(target);
   const auto put_next = [&](auto first, auto second) FASTDIFF_INLINE_LAMBDA {
@@ -138,6 +147,11 @@ __attribute__((noinline)) void draw_packs(uint64_t seed, uint64_t offset, int64_
     vectors += 2 * sizeof low;
   };
   for (int64_t pack = first_pack; pack < first_pack + packs; pack += kPacksAtOnce) {
+    for (int row = 0; row < ahead.count; row++) {
+      const int64_t bytes = ahead.pack_bytes[row] * kPacksAtOnce;
+      const char* begin = ahead.rows[row] + (pack - first_pack) / kPacksAtOnce * bytes;
+      for (int64_t byte = 0; byte < bytes; byte += kLineBytes) prefetch(begin + byte);
+    }
     PhiloxWords blocks[kPacksAtOnce];
     philox(static_cast<uint64_t>(pack) * kBlocksOfPack, offset, seed, blocks);
     UInt even[kPacksAtOnce], odd[kPacksAtOnce];

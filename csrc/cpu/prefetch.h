@@ -5,6 +5,8 @@
 namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {
 
+constexpr int64_t kLineBytes = 64;  // of a cache
+
 // Asks for the cache line at `address`, which need not exist, into the L2 cache only. The L1 cache can have a few
 // requests open, and while they wait for memory, what lies in L2 could not be had: with prefetches into L1 a kernel is
 // as slow as without.

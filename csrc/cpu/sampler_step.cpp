@@ -69,6 +69,21 @@ struct StepRows {
     }
   }
 
+  // What a step reads, so many elements ahead.
+  RowsAhead ahead(int64_t elements) const {
+    RowsAhead result;
+    const auto add = [&](const auto* row) {
+      result.rows[result.count] = reinterpret_cast<const char*>(row + elements);
+      result.pack_bytes[result.count++] = kPack * sizeof *row;
+    };
+    static_assert(kMaxHistory + 3 <= RowsAhead::kMost);
+    add(sample);
+    add(prediction);
+    if (uncond) add(uncond);
+    for (int k = 0; k < history_count; k++) add(history[k]);
+    return result;
+  }
+
   void advance(int64_t elements) {
     sample += elements;
     prediction += elements;
@@ -166,7 +181,8 @@ void run_noisy_range(StepRows<T, P> rows, const SampleFactors& factors, int64_t 
   alignas(64) float noise[kStretch];
   for (int64_t done = 0; done < count; done += kStretch) {
     const int64_t stretch = minimum(kStretch, count - done);
-    draw_packs<Draw::Normal>(seed, offset, (begin + done) / kPack, ceil_div(stretch, kPack), noise);
+    draw_packs<Draw::Normal>(seed, offset, (begin + done) / kPack, ceil_div(stretch, kPack), noise,
+                             rows.ahead(kStretch));
     rows.noise = noise;
     run_range(rows, factors, stretch);
     rows.advance(kStretch);

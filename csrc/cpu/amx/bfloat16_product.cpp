@@ -158,8 +158,6 @@ class Multiplier {
                 p_.shape.columns - column};
   }
 
-  static constexpr int64_t kLineBytes = 64;
-
   const BFloat16ProductParams& p_;
   int64_t steps_, blocks_;
   Scratch<BFloat16> left_;

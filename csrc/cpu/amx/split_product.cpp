@@ -210,8 +210,6 @@ class Multiplier {
     }
   }
 
-  static constexpr int64_t kLineBytes = 64;
-
   static void prefetch_to_write(const void* address) { __builtin_prefetch(address, 1); }
 
   const SplitProductParams& p_;
