@@ -6,8 +6,7 @@ namespace fastdiff::cpu::FASTDIFF_ISA {
 namespace {
 
 template <class T, bool kStream>
-void run_rows(const GateResidualParams& p, int64_t begin, int64_t end) {
-  Converted<T> gate(p.gate, p.channels, 1);
+void run_rows(const GateResidualParams& p, Converted<T>& gate, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i++) {
     const int64_t sample = i / p.tokens, token = i % p.tokens;
     gate.move_to(sample, token);
@@ -63,8 +62,10 @@ void gate_residual(const GateResidualParams& p, const Threads& available) {
   with_element_type(p.dtype, [&](auto element) {
     using T = decltype(element);
     const bool stream = streams<T>(p.sum, p);
-    parallel_for(threads_for(p, available), p.batch * p.tokens, [&](int64_t begin, int64_t end) {
-      return stream ? run_rows<T, true>(p, begin, end) : run_rows<T, false>(p, begin, end);
+    parallel_with(threads_for(p, available), p.batch * p.tokens, 1, [&] {
+      return [&, gate = Converted<T>(p.gate, p.channels, 1)](int64_t begin, int64_t end) mutable {
+        return stream ? run_rows<T, true>(p, gate, begin, end) : run_rows<T, false>(p, gate, begin, end);
+      };
     });
   });
 }

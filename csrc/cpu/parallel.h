@@ -66,9 +66,12 @@ void parallel_with(const Threads& available, int64_t items, int64_t group, const
   const int64_t size = maximum(unit, items / (kRangesOfThread * threads) / unit * unit);
   Shares shares(ceil_div(items, size), threads, order);
   const auto work = [&](int64_t first, int64_t last) {
+    // Of threads that one stands for, where others are not to be had, the first takes all.
     for (int64_t thread = first; thread < last; thread++) {
+      int64_t range = shares.take(thread);
+      if (range < 0) return;
       decltype(auto) body = make();
-      for (int64_t range; (range = shares.take(thread)) >= 0;) body(range * size, minimum(items, (range + 1) * size));
+      for (; range >= 0; range = shares.take(thread)) body(range * size, minimum(items, (range + 1) * size));
     }
   };
   using Work = decltype(work);

@@ -125,14 +125,14 @@ FASTDIFF_INLINE Normals box_muller(UInt radius_words, UInt angle_words) {
 
 // What is read when the draws are done: some rows, of each so many bytes for a pack of them.
 struct RowsAhead {
-  static constexpr int kMost = 7;
+  static constexpr int kMost = 7;  // sampler_step's
   const char* rows[kMost];
   int64_t pack_bytes[kMost];
   int count = 0;
 };
 
 // Packs of the draws of one sample, in order: of 32 random bits, or of float32. There must be room for a multiple of
-// kPacksAtOnce. To draw takes no memory, which meanwhile brings what lies ahead.
+// kPacksAtOnce. Drawing leaves memory idle, so what is read next is fetched meanwhile.
 //
 // Never inlined: whatever an element is drawn for, and wherever it lies, it goes through the same instructions.
 template <Draw kDraw>

@@ -60,9 +60,11 @@ class Kept(NamedTuple):
         past PyTorch, or through ``tensor.data``, is seen on a CPU if it changes one of eight numbers, as a step of
         training, an average of weights or a merged adapter does.
         """
-        if len(self.versions) != len(sources) or self.setting != setting:
-            return False
-        return all(version.is_current(tensor) for version, tensor in zip(self.versions, sources, strict=True))
+        return (
+            len(self.versions) == len(sources)
+            and self.setting == setting
+            and all(version.is_current(tensor) for version, tensor in zip(self.versions, sources, strict=True))
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # it belongs to one module in one process
@@ -94,27 +96,24 @@ class _Version(NamedTuple):
     tensor: weakref.ref[Tensor]
     address: int
     version: int
-    sampled: Tensor
-    """A view of these few."""
-    samples: list[float]
+    samples: list[float] | None
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Version:
-        sampled = _sampled(tensor)
-        return cls(weakref.ref(tensor), tensor.data_ptr(), tensor._version, sampled, sampled.tolist())
+        return cls(weakref.ref(tensor), tensor.data_ptr(), tensor._version, _samples(tensor))
 
     def is_current(self, tensor: Tensor) -> bool:
         return (
             self.tensor() is tensor
             and self.address == tensor.data_ptr()
             and self.version == tensor._version
-            and self.samples == self.sampled.tolist()
+            and self.samples == _samples(tensor)
         )
 
 
-def _sampled(tensor: Tensor) -> Tensor:
-    """Some numbers of a dense tensor on a CPU. None of another device's: it would have to be waited for."""
+def _samples(tensor: Tensor) -> list[float] | None:
+    """Some numbers of a dense tensor on a CPU; another device would have to be waited for."""
     dense = tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
     if not tensor.is_cpu or not dense or tensor.numel() < _SAMPLES:
-        return torch.empty(0)
-    return tensor.detach().as_strided((_SAMPLES,), (tensor.numel() // _SAMPLES,))
+        return None
+    return tensor.as_strided((_SAMPLES,), (tensor.numel() // _SAMPLES,)).tolist()

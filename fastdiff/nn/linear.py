@@ -22,8 +22,9 @@ class Linear(Keeper, nn.Linear):
     * in float32, on a processor with a tile unit (AMX), for a weight of at least 32768 numbers and at least 32 rows, as
       three parts in bfloat16, 1.5 times the size of the weight: their products are as accurate as float32's and mostly
       1.5 to 1.9 times as fast on cores that no other thread shares, see ``fastdiff.nn.split_products``.
-    * else for oneDNN: ``F.linear`` lays a bfloat16 weight out anew at every call. In float32 that is done where a
-      measurement at the first call has shown oneDNN to be faster than the library that ``F.linear`` calls.
+    * else in bfloat16 for oneDNN, as ``F.linear`` lays the weight out anew at every call. So in float32 on a processor
+      without a tile unit, where a measurement at the first call has shown oneDNN to be faster than the library that
+      ``F.linear`` calls.
 
     Results may differ from ``F.linear``'s in their last bits. A change of the weight is seen as
     :class:`fastdiff.nn.Attention` sees it.
@@ -66,8 +67,9 @@ class Linear(Keeper, nn.Linear):
             return None
         rows = x.numel() // self.in_features
         if x.dtype == torch.float32 and tile_unit.available():
-            if rows < split_products.LEAST_ROWS or weight.numel() < split_products.LEAST_NUMBERS:
-                return None  # and not oneDNN's layout in place of the one that is kept for more rows
+            # With too few rows, not oneDNN's layout either: it would take the place of what is kept for more rows.
+            if weight.numel() < split_products.LEAST_NUMBERS or rows < split_products.LEAST_ROWS:
+                return None
             return self.keep((weight,), "split", lambda: split_products.pack(self.matrix[None]))
         long = self.in_features >= bfloat16_products.LEAST_TERMS
         if x.dtype == torch.bfloat16 and long and tile_unit.available():

@@ -24,10 +24,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LEAST_ROWS = 32
-"""With fewer, reading the weight, half as large again as the plain one, takes longer than the multiplications."""
+"""Of a linear layer's input. With fewer, reading the weight, half as large again as the plain one, takes longer than
+the multiplications."""
 
 LEAST_NUMBERS = 2**15
-"""Of a weight. With fewer, the call takes longer than the multiplications saved."""
+"""Of a linear layer's weight. With fewer, the call takes longer than the multiplications saved."""
 
 _TOO_LARGE = float.fromhex("0x1.ffp127")
 """What rounds to infinity in bfloat16."""

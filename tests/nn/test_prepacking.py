@@ -96,6 +96,12 @@ def test_no_stale_weight(onednn_products, kind, dtype) -> None:
     def replace():
         layer.weight = nn.Parameter(torch.randn_like(layer.weight))
 
+    def read_otherwise():
+        """The same memory, in another order."""
+        weight = layer.weight.data
+        strided = weight.transpose(2, 3) if weight.dim() == 4 else weight.as_strided(weight.shape, (1, len(weight)))
+        layer.weight.data = strided
+
     def there_and_back():
         layer.to(torch.float64)
         layer.weight.mul_(2)
@@ -105,6 +111,7 @@ def test_no_stale_weight(onednn_products, kind, dtype) -> None:
         lambda: layer.weight.mul_(2),
         lambda: layer.load_state_dict({name: tensor + 1 for name, tensor in layer.state_dict().items()}),
         lambda: layer.weight.data.add_(1),
+        read_otherwise,
         lambda: layer.load_state_dict({k: v * 2 for k, v in layer.state_dict().items()}, assign=True),
         replace,
         there_and_back,

@@ -364,14 +364,15 @@ def test_gradcheck_of_the_definition() -> None:
 
 
 def test_same_bits_for_any_thread_count() -> None:
-    """Results and gradients; 3 samples on 2 threads also leave the path where a thread owns whole samples."""
+    """Results and gradients. A thread takes whole samples or groups of 8 samples, and parts of those of the others."""
     code = """
 import sys, torch, fastdiff, hashlib
 torch.set_num_threads(int(sys.argv[1]))
 torch.manual_seed(0)
 digest = hashlib.sha256()
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
-    for shape, groups in (((3, 64, 40, 40), 1), ((2, 96, 64, 33), 3), ((1, 32, 128, 128), 32)):
+    shapes = (((3, 64, 40, 40), 1), ((2, 96, 64, 33), 3), ((1, 32, 128, 128), 32), ((8, 64, 64, 40), 2))
+    for shape, groups in shapes:
         for layout in (torch.contiguous_format, torch.channels_last):
             x = torch.randn(shape).to(dtype).contiguous(memory_format=layout).requires_grad_()
             w, t = torch.randn(shape[1], requires_grad=True), torch.randn(shape[:2], requires_grad=True)
