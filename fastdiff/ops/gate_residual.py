@@ -35,7 +35,7 @@ def gate_residual(x: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
     x, residual = _tokens.promoted_under_autocast(x, residual)
     _tokens.check_activations(x, residual=residual)
     gate = _tokens.per_token(x, gate=gate)[0]
-    gate_learns = torch.is_grad_enabled() and gate.requires_grad
+    gate_learns = _dispatch.asks_for_gradient((gate,))
     if _switch.reference_depth or (_dispatch.is_left_to_inductor(x) and not gate_learns):
         return reference.gate_residual(x, gate, residual)
     _extension.require()
